@@ -1,19 +1,43 @@
 /**
  * The settings: one TypeBox schema, and the only place that reads the environment.
- * A bad value stops the start with a message that names the setting, the value and what is allowed.
+ * A bad value stops the start with a message that names the setting, the value and what is allowed; all bad ones at once.
  */
-import { type Static, Type } from '@sinclair/typebox'
-import envSchema from 'env-schema'
+import { readFileSync } from 'node:fs'
+import { parseEnv } from 'node:util'
+import { FormatRegistry, type Static, type TSchema, Type } from '@sinclair/typebox'
+import { Value } from '@sinclair/typebox/value'
 
-const integer = (minimum: number, maximum: number, fallback: number, description: string) =>
-  Type.Integer({ minimum, maximum, default: fallback, description })
+const integer = (minimum: number, maximum: number, fallback: number, description: string) => Type.Integer({ minimum, maximum, default: fallback, description })
+
+FormatRegistry.Set('origins', (text) => text.split(',').every((part) => URL.canParse(part.trim()) && new URL(part.trim()).origin === part.trim()))
 
 export const ConfigSchema = Type.Object({
   PORT: integer(0, 65_535, 3000, 'TCP port; 0 takes a free one'),
-  HOST: Type.String({ minLength: 1, default: '127.0.0.1', description: 'address to listen on; another than the loopback needs an API key' }),
-  DATABASE_URL: Type.Optional(Type.String({ pattern: '^(postgres(ql)?://.+)?$', description: 'postgres://user:password@host:port/database; none: the embedded database' })),
+  HOST: Type.String({ pattern: '^[A-Za-z0-9.:%\\-]+$', default: '127.0.0.1', description: 'address to listen on; another than the loopback needs an API key' }),
+  DATABASE_URL: Type.Optional(
+    Type.String({ pattern: '^postgres(ql)?://.+$', secret: true, description: 'postgres://user:password@host:port/database; none: the embedded database' }),
+  ),
   DATA_DIR: Type.String({ minLength: 1, default: './data', description: 'folder of the embedded database' }),
-  LOG_LEVEL: Type.Union(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'].map((level) => Type.Literal(level)), { default: 'info', description: 'the least level that is logged' }),
+  ADMIN_API_KEY: Type.Optional(
+    Type.String({
+      pattern: '^[\\x21-\\x7E]{32,256}$',
+      secret: true,
+      description: '32 to 256 printable ASCII characters without spaces: an admin key of the default workspace that is not in the database',
+    }),
+  ),
+  LOG_LEVEL: Type.Union(
+    [
+      Type.Literal('fatal'),
+      Type.Literal('error'),
+      Type.Literal('warn'),
+      Type.Literal('info'),
+      Type.Literal('debug'),
+      Type.Literal('trace'),
+      Type.Literal('silent'),
+    ],
+    { default: 'info', description: 'the least level that is logged' },
+  ),
+  TRUST_PROXY: Type.Boolean({ default: false, description: 'true behind a reverse proxy: the client address in the log is taken from X-Forwarded-For' }),
   DB_POOL_MAX: integer(2, 500, 10, 'database connections of this instance'),
   COMMITTERS: integer(1, 32, 2, 'append transactions at once'),
   STREAM_HEARTBEAT_MS: integer(1000, 3_600_000, 15_000, 'milliseconds between heartbeats of a stream'),
@@ -22,13 +46,69 @@ export const ConfigSchema = Type.Object({
   MAX_EVENT_BYTES: integer(1024, 16_777_216, 262_144, 'bytes of one event'),
   MAX_BATCH_EVENTS: integer(1, 10_000, 1000, 'events of one JSON request'),
   MAX_BODY_BYTES: integer(1024, 134_217_728, 8_388_608, 'bytes of one JSON request'),
+  BODY_TIMEOUT_MS: integer(100, 3_600_000, 30_000, 'milliseconds that a JSON request may take to arrive; NDJSON has no limit'),
   MAX_QUEUED_EVENTS: integer(1, 1_000_000, 20_000, 'events that wait for a commit before 503 is answered'),
   STATE_CACHE_RUNS: integer(1, 100_000, 500, 'runs whose state is held in memory'),
   SNAPSHOT_EVERY_EVENTS: integer(1, 1_000_000, 1000, 'events after which the state of a run is written to the database'),
   SHUTDOWN_GRACE_MS: integer(0, 600_000, 10_000, 'milliseconds that a shutdown may take'),
-  CORS_ORIGINS: Type.String({ default: '', description: 'origins whose pages may call the API, separated by commas; none: CORS is off' }),
+  CORS_ORIGINS: Type.Optional(
+    Type.String({
+      format: 'origins',
+      description: 'origins whose pages may call the API, such as https://app.example.com, separated by commas; none: CORS is off',
+    }),
+  ),
 })
 export type Config = Static<typeof ConfigSchema>
 
 /** A setting that is not valid: the message names it, its value and what is allowed. */
-export class ConfigError extends Error {}
+export class ConfigError extends Error {
+  override readonly name = 'ConfigError'
+}
+
+/**
+ * Reads the settings. The environment wins over the file; an empty value is the same as none.
+ * @param envFile a file of NAME=value lines, which need not be there.
+ * @throws ConfigError that names every bad setting.
+ */
+export function loadConfig(env: Record<string, string | undefined> = process.env, { envFile = '.env' }: { envFile?: string } = {}): Config {
+  const file = readEnvFile(envFile)
+  const values: Record<string, unknown> = {}
+  const problems: string[] = []
+  for (const [name, schema] of Object.entries<TSchema>(ConfigSchema.properties)) {
+    const text = env[name] || file[name]
+    const value = text ? fromText(schema, text) : schema.default
+    if (value === undefined) continue
+    if (Value.Check(schema, value)) values[name] = value
+    else problems.push(`${name}: ${schema.secret ? 'its value' : `'${text}'`} is not allowed. Allowed: ${allowed(schema)}.`)
+  }
+  if (problems.length > 0) throw new ConfigError(problems.join('\n'))
+  return Value.Decode(ConfigSchema, values)
+}
+
+/** The origins of CORS_ORIGINS, as a browser sends them. */
+export function corsOrigins(config: Pick<Config, 'CORS_ORIGINS'>): string[] {
+  return config.CORS_ORIGINS?.split(',').map((origin) => origin.trim()) ?? []
+}
+
+function readEnvFile(path: string): NodeJS.Dict<string> {
+  try {
+    return parseEnv(readFileSync(path, 'utf8'))
+  } catch (error) {
+    if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return {}
+    throw new ConfigError(`The settings file ${path} cannot be read: ${error instanceof Error ? error.message : String(error)}`)
+  }
+}
+
+/** What is written, in the type that the schema wants, or as it is, which the schema then refuses: '1e3' is not a port. */
+function fromText(schema: TSchema, text: string): unknown {
+  if (schema.type === 'integer') return /^-?\d{1,15}$/.test(text) ? Number(text) : text
+  if (schema.type === 'boolean') return text === 'true' ? true : text === 'false' ? false : text
+  return text
+}
+
+function allowed(schema: TSchema): string {
+  if (schema.type === 'integer') return `a whole number from ${schema.minimum} to ${schema.maximum} (${schema.description})`
+  if (schema.type === 'boolean') return `true or false (${schema.description})`
+  if (Array.isArray(schema.anyOf)) return `one of ${schema.anyOf.map((member: TSchema) => member.const).join(', ')} (${schema.description})`
+  return schema.description ?? ''
+}
