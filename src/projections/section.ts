@@ -3,24 +3,40 @@
  * the vocabulary; what needs another section is derived in `view`, after the fold.
  *
  * A section's fold state is a plain object whose fields are JSON values or, at the top level only, a `Map` from string to
- * JSON values (the codec in fold.ts turns those into entries for a snapshot). Reducers change it in place: the caller owns
- * the state, and drops it when the transaction that it was folded in fails. Every collection is bounded, and what is cut is counted.
+ * JSON values (the codec in fold.ts turns those into entries for a snapshot). What is not known is null, never left out:
+ * then a record has its keys in the same order before and after a snapshot, and two folds can be compared as texts.
+ * Reducers change the state in place: the caller owns it, and drops it when the transaction that it was folded in fails.
+ * Every collection is bounded, and what is cut is counted: entries as `dropped`, texts and payloads as `truncated`.
  */
 import type { CanonicalEvent, EventOf, EventType } from '../domain/canonical-event.js'
 
-export type Reducers<S> = { [T in EventType]?: (state: S, event: EventOf<T>) => void }
+/** Declared as a method, so that a section of some state is a section of any: fold.ts gives each reducer the state that its `initial` made. */
+type Reducer<S, T extends EventType> = { reduce(state: S, event: EventOf<T>): void }['reduce']
+export type Reducers<S> = { readonly [T in EventType]?: Reducer<S, T> }
 
-export interface Section<Name extends string, S extends object, V> {
+/** `Needs` are the fold states of the other sections that the view reads. */
+export interface Section<Name extends string, S extends object, V, Needs extends object = object> {
   readonly name: Name
   initial(): S
   readonly on: Reducers<S>
-  /** Runs for every event, of unknown types too, before the reducer of its type. */
-  readonly onEvery?: (state: S, event: CanonicalEvent) => void
-  /** Types that this section could be expected to handle and leaves alone on purpose. */
-  /** The section as a client sees it: JSON. `folds` gives read access to the other sections' fold states. */
-  view(state: S, folds: Readonly<Record<string, object>>): V
+  /** Runs for every event, of unknown types too, before the reducer of its type. The hot path: no allocation, no walk. */
+  onEvery?(state: S, event: CanonicalEvent): void
+  /** The section as a client sees it: JSON. */
+  view(state: S, folds: Readonly<Needs>): V
 }
 
-export function defineSection<Name extends string, S extends object, V>(section: Section<Name, S, V>): Section<Name, S, V> {
+export function defineSection<Name extends string, S extends object, V, Needs extends object = object>(
+  section: Section<Name, S, V, Needs>,
+): Section<Name, S, V, Needs> {
   return section
+}
+
+/** A record as a client sees it: what is not known (null) is left out. */
+export type Present<T> = { [K in keyof T as null extends T[K] ? never : K]: T[K] } & {
+  [K in keyof T as null extends T[K] ? K : never]?: NonNullable<T[K]>
+}
+
+export function present<T extends object>(record: T): Present<T> {
+  // Only entries that are null are left out, and those are the optional ones.
+  return Object.fromEntries(Object.entries(record).filter(([, value]) => value !== null)) as Present<T>
 }
