@@ -16,8 +16,11 @@ const anything = optional(Type.Unknown())
 const texts = optional(Type.Array(Type.String()))
 const percentage = optional(Type.Number({ minimum: 0, maximum: 100 }))
 
+const described = { description: 'a text, or an object with code (text or number), message and stack (texts)' }
 /** An error as an agent tells it: a text, or an object with a message. */
-const failure = optional(Type.Union([Type.String(), open({ code: optional(Type.Union([Type.String(), Type.Number()])), message: text, stack: text })]))
+const failure = optional(
+  Type.Union([Type.String(), open({ code: optional(Type.Union([Type.String(), Type.Number()])), message: text, stack: text })], described),
+)
 
 const usage = {
   provider: text,
@@ -29,7 +32,19 @@ const usage = {
   reasoningTokens: count,
   costUsd: count,
 }
-const llmCall = open({ ...usage, latencyMs: count, ttftMs: count, finishReasons: texts, prompt: anything, response: anything, artifactId: text, error: failure })
+const llmCall = open({
+  ...usage,
+  latencyMs: count,
+  ttftMs: count,
+  finishReasons: texts,
+  prompt: anything,
+  response: anything,
+  artifactId: text,
+  error: failure,
+  /** Who made the call, and the message that told of it (macp). */
+  sender: text,
+  messageId: text,
+})
 const step = { name: text, kind: text, phase: text, ordinal: optional(Type.Number()) }
 const stepEnd = open({ ...step, output: anything, durationMs: count, usage: optional(open(usage)), error: failure, reason: text })
 const session = open({
@@ -41,6 +56,10 @@ const session = open({
   modeVersion: text,
   configurationVersion: text,
   policyVersion: text,
+  contextId: text,
+  extensionKeys: texts,
+  participants: texts,
+  expectedCommitments: optional(Type.Array(Type.Unknown())),
 })
 const message = open({
   messageId: text,
@@ -48,6 +67,8 @@ const message = open({
   sender: text,
   recipients: texts,
   payload: anything,
+  modeName: text,
+  sessionId: text,
   errorCode: text,
   errorMessage: text,
 })
@@ -60,6 +81,10 @@ const proposal = open({
   vote: text,
   reasons: texts,
   sender: text,
+  /** What was asked for, and how grave an objection is (macp). */
+  prompt: text,
+  severity: text,
+  payload: anything,
 })
 const decision = open({
   proposalId: text,
@@ -67,9 +92,10 @@ const decision = open({
   action: text,
   confidence: optional(Type.Number()),
   reasons: texts,
-  outcomePositive: optional(Type.Union([Type.Boolean(), Type.Null()])),
+  outcomePositive: optional(Type.Union([Type.Boolean(), Type.Null()], { description: 'true, false or null' })),
   supersedes: anything,
   sender: text,
+  payload: anything,
 })
 const reasonBy = open({ reason: text, by: text })
 const lease = open({ workerId: text, leaseExpiresAt: text })
@@ -81,7 +107,10 @@ interface TypeDefinition {
 const define = <S extends string, T extends TObject>(subject: S, data: T) => ({ subject, data }) satisfies TypeDefinition
 
 export const EVENT_TYPES = {
-  'run.created': define('run', open({ name: text, kind: text, input: anything, tags: texts, parentRunId: text, agent: optional(open({ name: text, version: text })) })),
+  'run.created': define(
+    'run',
+    open({ name: text, kind: text, input: anything, tags: texts, parentRunId: text, agent: optional(open({ name: text, version: text })) }),
+  ),
   'run.queued': define('run', open({ queue: text, priority: optional(Type.Number()), availableAt: text })),
   'run.claimed': define('run', lease),
   'run.released': define('run', lease),
@@ -104,7 +133,10 @@ export const EVENT_TYPES = {
   'step.completed': define('step', stepEnd),
   'step.failed': define('step', stepEnd),
   'step.skipped': define('step', stepEnd),
-  'progress.reported': define('run', open({ percentage, current: optional(Type.Number()), total: optional(Type.Number()), unit: text, message: text })),
+  'progress.reported': define(
+    'run',
+    open({ percentage, current: optional(Type.Number()), total: optional(Type.Number()), unit: text, message: text, sender: text }),
+  ),
   'message.sent': define('message', message),
   'message.received': define('message', message),
   'message.send_failed': define('message', message),
@@ -114,7 +146,10 @@ export const EVENT_TYPES = {
   'llm.call.started': define('llm_call', llmCall),
   'llm.call.completed': define('llm_call', llmCall),
   'llm.call.failed': define('llm_call', llmCall),
-  'usage.reported': define('llm_call', open({ ...usage, mode: optional(Type.Union([Type.Literal('delta'), Type.Literal('cumulative')])) })),
+  'usage.reported': define(
+    'llm_call',
+    open({ ...usage, mode: optional(Type.Union([Type.Literal('delta'), Type.Literal('cumulative')], { description: '"delta" or "cumulative"' })) }),
+  ),
   'tool.called': define('tool', open({ name: Type.String(), arguments: anything, server: text })),
   'tool.output': define('tool', open({ text })),
   'tool.completed': define('tool', open({ name: text, result: anything, durationMs: count })),
@@ -129,14 +164,21 @@ export const EVENT_TYPES = {
   'gate.passed': define('gate', open({ name: text, checks: anything, reason: text })),
   'gate.failed': define('gate', open({ name: text, checks: anything, reason: text })),
   'signal.emitted': define('signal', open({ name: text, severity: text, confidence: optional(Type.Number()), payload: anything, sender: text })),
-  'signal.acknowledged': define('signal', open({ name: text, by: text })),
+  'signal.acknowledged': define('signal', open({ name: text, by: text, signalId: text })),
   'proposal.created': define('proposal', proposal),
   'proposal.updated': define('proposal', proposal),
   'decision.proposed': define('decision', decision),
   'decision.finalized': define('decision', decision),
-  'policy.resolved': define('policy', open({ policyVersion: text, description: text })),
-  'policy.commitment.evaluated': define('policy', open({ commitmentId: text, decision: optional(Type.Union([Type.Literal('allow'), Type.Literal('deny')])), reasons: texts })),
-  'policy.denied': define('policy', open({ reasons: texts, errorCode: text })),
+  'policy.resolved': define('policy', open({ policyVersion: text, description: text, expectedCommitments: optional(Type.Array(Type.Unknown())) })),
+  'policy.commitment.evaluated': define(
+    'policy',
+    open({
+      commitmentId: text,
+      decision: optional(Type.Union([Type.Literal('allow'), Type.Literal('deny')], { description: '"allow" or "deny"' })),
+      reasons: texts,
+    }),
+  ),
+  'policy.denied': define('policy', open({ reasons: texts, errorCode: text, commitmentId: text })),
   'custom.emitted': define('run', open({ name: Type.String(), value: anything })),
   'raw.received': define('run', open({ reason: text })),
 } as const satisfies Record<string, TypeDefinition>
