@@ -1,0 +1,158 @@
+/**
+ * API keys: `rp_` and 32 random bytes as base64url, shown once, kept as their SHA-256.
+ * Once there is a key there is always an admin key: the first one must be admin, and the last admin cannot be revoked,
+ * because a service without a key is open. Lookups are cached for a second; what this process changes counts at once.
+ */
+import { createHash, randomBytes, timingSafeEqual } from 'node:crypto'
+import { and, asc, eq, isNull, ne } from 'drizzle-orm'
+import type { Database } from '../db/client.js'
+import { apiKeys, workspaces } from '../db/schema.js'
+import { DEFAULT_WORKSPACE_ID, uuidv7 } from '../domain/ids.js'
+import { RunplaneError } from '../errors.js'
+import { createExpiringCache } from './expiring-cache.js'
+import type { Access, Role } from './roles.js'
+import { ensureWorkspace } from './workspaces.js'
+
+const CACHE_MS = 1000
+/** An entry is some 300 bytes: 10,000 are 3 MB at most. */
+const CACHE_ENTRIES = 10_000
+const KEY_PATTERN = /^rp_[A-Za-z0-9_-]{43}$/
+
+export interface KeyRecord {
+  id: string
+  name: string
+  role: Role
+  workspaceId: string
+  workspace: string
+  createdAt: string
+  revokedAt?: string
+}
+export interface CreatedKey extends KeyRecord {
+  /** The only time that it can be read. */
+  key: string
+}
+
+export interface Keys {
+  /**
+   * @param workspace the workspace's name, which is made if it is not there; none: the default workspace.
+   * @throws INVALID_STATE_TRANSITION for a first key that is not admin.
+   */
+  create(input: { name: string; role: Role; workspace?: string }): Promise<CreatedKey>
+  /** Without the revoked ones, oldest first; of one workspace or of all. */
+  list(workspaceId?: string): Promise<KeyRecord[]>
+  /** @throws NOT_FOUND, or INVALID_STATE_TRANSITION for the last admin key. */
+  revoke(id: string, workspaceId?: string): Promise<void>
+  /** Who holds this key; undefined if nobody does. */
+  authenticate(key: string): Promise<Access | undefined>
+  /** Whether there is any key; without one the service is open. */
+  exist(): Promise<boolean>
+}
+
+const sha256 = (text: string) => createHash('sha256').update(text).digest()
+
+export function createKeys({ db }: Pick<Database, 'db'>, { adminApiKey, now = Date.now }: { adminApiKey?: string; now?: () => number } = {}): Keys {
+  const adminHash = adminApiKey === undefined ? undefined : sha256(adminApiKey)
+  const holders = createExpiringCache<Access | undefined>({ ttlMs: CACHE_MS, maxEntries: CACHE_ENTRIES, now })
+  const existence = createExpiringCache<boolean>({ ttlMs: CACHE_MS, maxEntries: 1, now })
+  const forget = () => {
+    holders.clear()
+    existence.clear()
+  }
+
+  async function find(hash: Buffer): Promise<Access | undefined> {
+    const [row] = await db
+      .select({ id: apiKeys.id, name: apiKeys.name, role: apiKeys.role, workspaceId: apiKeys.workspaceId, hash: apiKeys.hash })
+      .from(apiKeys)
+      .where(and(eq(apiKeys.hash, hash), isNull(apiKeys.revokedAt)))
+    if (!row || !timingSafeEqual(row.hash, hash)) return undefined
+    return { workspaceId: row.workspaceId, role: row.role, keyId: row.id, keyName: row.name }
+  }
+
+  return {
+    create: async ({ name, role, workspace }) => {
+      const key = `rp_${randomBytes(32).toString('base64url')}`
+      const created = await db.transaction(async (tx) => {
+        await tx.execute('lock table api_keys in share row exclusive mode')
+        const [admin] = await tx
+          .select({ id: apiKeys.id })
+          .from(apiKeys)
+          .where(and(eq(apiKeys.role, 'admin'), isNull(apiKeys.revokedAt)))
+          .limit(1)
+        if (!admin && role !== 'admin' && !adminHash) {
+          throw new RunplaneError(
+            'INVALID_STATE_TRANSITION',
+            `The first key must have the role admin: with a ${role} key alone nobody could manage keys. Make an admin key first.`,
+          )
+        }
+        const home = workspace === undefined ? { id: DEFAULT_WORKSPACE_ID, name: 'default' } : await ensureWorkspace(tx, workspace)
+        const [row] = await tx
+          .insert(apiKeys)
+          .values({ id: uuidv7(now()), workspaceId: home.id, name, role, hash: sha256(key), createdAt: new Date(now()).toISOString() })
+          .returning({ id: apiKeys.id, createdAt: apiKeys.createdAt })
+        if (!row) throw new Error('the new key was not returned')
+        return { id: row.id, name, role, workspaceId: home.id, workspace: home.name, createdAt: new Date(row.createdAt).toISOString(), key }
+      })
+      forget()
+      return created
+    },
+
+    list: async (workspaceId) => {
+      const rows = await db
+        .select({
+          id: apiKeys.id,
+          name: apiKeys.name,
+          role: apiKeys.role,
+          workspaceId: apiKeys.workspaceId,
+          workspace: workspaces.name,
+          createdAt: apiKeys.createdAt,
+        })
+        .from(apiKeys)
+        .innerJoin(workspaces, eq(workspaces.id, apiKeys.workspaceId))
+        .where(and(isNull(apiKeys.revokedAt), workspaceId === undefined ? undefined : eq(apiKeys.workspaceId, workspaceId)))
+        .orderBy(asc(apiKeys.id))
+      return rows.map((row) => ({ ...row, createdAt: new Date(row.createdAt).toISOString() }))
+    },
+
+    revoke: async (id, workspaceId) => {
+      await db.transaction(async (tx) => {
+        await tx.execute('lock table api_keys in share row exclusive mode')
+        const [key] = await tx
+          .select({ role: apiKeys.role })
+          .from(apiKeys)
+          .where(and(eq(apiKeys.id, id), isNull(apiKeys.revokedAt), workspaceId === undefined ? undefined : eq(apiKeys.workspaceId, workspaceId)))
+        if (!key) throw new RunplaneError('NOT_FOUND', `There is no key with the id '${id}'. GET /keys lists the keys that there are.`)
+        const [other] = await tx
+          .select({ id: apiKeys.id })
+          .from(apiKeys)
+          .where(and(ne(apiKeys.id, id), eq(apiKeys.role, 'admin'), isNull(apiKeys.revokedAt)))
+          .limit(1)
+        if (!other && key.role === 'admin' && !adminHash) {
+          throw new RunplaneError(
+            'INVALID_STATE_TRANSITION',
+            'This is the last admin key: without it the service would be open to everyone. Make another admin key first.',
+          )
+        }
+        await tx
+          .update(apiKeys)
+          .set({ revokedAt: new Date(now()).toISOString() })
+          .where(eq(apiKeys.id, id))
+      })
+      forget()
+    },
+
+    authenticate: async (key) => {
+      const hash = sha256(key)
+      if (adminHash && timingSafeEqual(hash, adminHash)) return { workspaceId: DEFAULT_WORKSPACE_ID, role: 'admin', keyName: 'ADMIN_API_KEY' }
+      if (!KEY_PATTERN.test(key)) return undefined
+      return holders.get(hash.toString('base64'), () => find(hash))
+    },
+
+    exist: async () => {
+      if (adminHash) return true
+      return existence.get('', async () => {
+        const [row] = await db.select({ id: apiKeys.id }).from(apiKeys).where(isNull(apiKeys.revokedAt)).limit(1)
+        return row !== undefined
+      })
+    },
+  }
+}

@@ -1,0 +1,20 @@
+/** Workspaces: every row belongs to one. The default one exists from the first migration on; others are made with their first key. */
+import { eq } from 'drizzle-orm'
+import type { Database } from '../db/client.js'
+import { workspaces } from '../db/schema.js'
+import { uuidv7 } from '../domain/ids.js'
+
+export const WORKSPACE_NAME_PATTERN = '^[a-z0-9][a-z0-9-]{0,62}$'
+
+export interface Workspace {
+  id: string
+  name: string
+}
+
+/** Finds the workspace of that name, or makes it. Two at once get the same one. */
+export async function ensureWorkspace(db: Pick<Database['db'], 'insert' | 'select'>, name: string): Promise<Workspace> {
+  await db.insert(workspaces).values({ id: uuidv7(), name }).onConflictDoNothing({ target: workspaces.name })
+  const [found] = await db.select({ id: workspaces.id, name: workspaces.name }).from(workspaces).where(eq(workspaces.name, name))
+  if (!found) throw new Error(`workspace '${name}' is neither there nor can it be made`)
+  return found
+}

@@ -1,0 +1,123 @@
+/**
+ * Who is asking. Each route says what it needs, `config: { role }` or `config: { public: true }`, or the boot fails;
+ * here the request's key is looked up and compared with that before anything else of the request is read.
+ * Without any key the service is open: see access/loopback.ts.
+ */
+import type { FastifyInstance, FastifyRequest } from 'fastify'
+import fastifyPlugin from 'fastify-plugin'
+import type { Keys } from '../../access/keys.js'
+import { isLoopbackAddress, isLoopbackHost, isLoopbackOrigin } from '../../access/loopback.js'
+import { type Access, type Role, roleAllows } from '../../access/roles.js'
+import { type Config, corsOrigins } from '../../config.js'
+import { DEFAULT_WORKSPACE_ID } from '../../domain/ids.js'
+import { RunplaneError } from '../../errors.js'
+
+const granted = Symbol('access')
+
+declare module 'fastify' {
+  interface FastifyContextConfig {
+    /** The least role that may call the route. */
+    role?: Role
+    /** Anyone may call it; `request.access` throws there. */
+    public?: true
+  }
+  interface FastifyRequest {
+    readonly access: Access
+    [granted]: Access | null
+  }
+}
+
+const OPEN_ACCESS: Access = { workspaceId: DEFAULT_WORKSPACE_ID, role: 'admin', keyName: 'anonymous' }
+
+/** Who asks, as far as it is known: null on public routes, for an unknown route, and where the key was refused. */
+export function knownAccess(request: FastifyRequest): Access | null {
+  return request[granted]
+}
+
+export const accessPlugin = fastifyPlugin(
+  async (app: FastifyInstance, { keys, config }: { keys: Keys; config: Pick<Config, 'HOST' | 'CORS_ORIGINS'> }) => {
+    const allowedOrigins = new Set(corsOrigins(config))
+    const listensOnLoopback = isLoopbackAddress(config.HOST)
+
+    app.decorateRequest(granted, null)
+    app.decorateRequest('access', {
+      getter(this: FastifyRequest) {
+        const access = this[granted]
+        if (access === null) throw new Error(`${this.method} ${this.routeOptions.url} is public and has no access`)
+        return access
+      },
+    })
+
+    // Checked when all is registered: a plugin may set the config of its routes in an onRoute hook of its own.
+    const routes: { url: string; method: string | string[]; config?: { role?: Role; public?: true } }[] = []
+    app.addHook('onRoute', (route) => {
+      routes.push(route)
+    })
+    app.addHook('onReady', async () => {
+      const silent = routes.filter((route) => route.method !== 'OPTIONS' && !route.config?.role && !route.config?.public)
+      if (silent.length > 0)
+        throw new Error(
+          `these routes do not say who may call them (config.role or config.public): ${silent.map((route) => `${route.method} ${route.url}`).join(', ')}`,
+        )
+    })
+
+    // Public routes, health among them, must not wait for the database: for them what was known last is good enough.
+    let open = false
+    async function isOpen(): Promise<boolean> {
+      open = !(await keys.exist())
+      return open
+    }
+    app.addHook('onReady', async () => {
+      await isOpen()
+    })
+
+    app.addHook('onRequest', async (request) => {
+      const needed = request.is404 ? undefined : request.routeOptions.config?.role
+      if (needed) await isOpen()
+      else isOpen().catch(() => {})
+      if (open) assertLocal(request, listensOnLoopback, allowedOrigins)
+      if (!needed) return
+      const access = open ? OPEN_ACCESS : await holder(request, keys)
+      if (!roleAllows(access.role, needed)) {
+        throw new RunplaneError('FORBIDDEN', `This needs a key with the role ${needed}; '${access.keyName}' has the role ${access.role}.`)
+      }
+      request[granted] = access
+    })
+  },
+  { name: 'access', dependencies: ['errors'] },
+)
+
+async function holder(request: FastifyRequest, keys: Keys): Promise<Access> {
+  const header = request.headers.authorization
+  // RFC 6750, section 2.1; the scheme's name is case-insensitive (RFC 9110, section 11.1).
+  const key = header === undefined ? undefined : /^Bearer +(\S+) *$/i.exec(header)?.[1]
+  const access = key === undefined ? undefined : await keys.authenticate(key)
+  if (access) return access
+  // RFC 6750, section 3.1: no error code where nothing was presented.
+  const challenge = header === undefined ? 'Bearer realm="runplane"' : 'Bearer realm="runplane", error="invalid_token"'
+  const detail =
+    header === undefined ? 'Send an API key: Authorization: Bearer <key>.' : 'The key is not valid, or was revoked. Send Authorization: Bearer <key>.'
+  throw new RunplaneError('UNAUTHENTICATED', detail, { headers: { 'www-authenticate': challenge } })
+}
+
+/** @throws FORBIDDEN for a request that does not come from this machine on purpose. */
+function assertLocal({ headers }: FastifyRequest, listensOnLoopback: boolean, allowedOrigins: Set<string>): void {
+  const makeKey = 'Make an API key (npx runplane keys create --name admin --role admin) and send it.'
+  if (!listensOnLoopback) throw new RunplaneError('FORBIDDEN', `There is no API key, and the service listens on more than the loopback. ${makeKey}`)
+  if (!isLoopbackHost(headers.host)) {
+    throw new RunplaneError('FORBIDDEN', `Without an API key only requests to a loopback name are answered, such as localhost or 127.0.0.1. ${makeKey}`)
+  }
+  // A proxy on this machine would let in everyone; what it is asked for tells.
+  const forwarded = [headers['x-forwarded-host']].flat().filter((host) => host !== undefined)
+  const clients = [headers['x-forwarded-for']].flat().flatMap((list) => list?.split(',') ?? [])
+  if (!forwarded.every(isLoopbackHost) || !clients.every((client) => isLoopbackAddress(client.trim()))) {
+    throw new RunplaneError('FORBIDDEN', `Without an API key requests from other machines are refused, also through a proxy. ${makeKey}`)
+  }
+  const origin = headers.origin
+  if (origin !== undefined && !isLoopbackOrigin(origin) && !allowedOrigins.has(origin)) {
+    throw new RunplaneError(
+      'FORBIDDEN',
+      `Pages of ${origin.slice(0, 200)} may not call this service. Add the origin to CORS_ORIGINS, or make an API key and send it.`,
+    )
+  }
+}

@@ -1,0 +1,29 @@
+/**
+ * How bodies may arrive: none is text of no known format, and one that is read whole has to arrive in time, so that a client that
+ * sends half of it does not hold a connection for ever. NDJSON is read as it comes, and may take as long as its agent runs.
+ */
+import type { FastifyInstance } from 'fastify'
+import fastifyPlugin from 'fastify-plugin'
+import type { Config } from '../../config.js'
+import { RunplaneError } from '../../errors.js'
+
+export const bodiesPlugin = fastifyPlugin(
+  async (app: FastifyInstance, { config }: { config: Pick<Config, 'BODY_TIMEOUT_MS'> }) => {
+    app.removeContentTypeParser('text/plain')
+
+    app.addHook('preParsing', async (request, reply, payload) => {
+      if (request.headers['content-type']?.includes('ndjson')) return
+      const timer = setTimeout(() => {
+        reply.header('connection', 'close')
+        // Not destroy(), which would take the socket with it, and the answer.
+        payload.emit(
+          'error',
+          new RunplaneError('REQUEST_TIMEOUT', `The body did not arrive within ${config.BODY_TIMEOUT_MS} ms (BODY_TIMEOUT_MS). Send it again.`),
+        )
+      }, config.BODY_TIMEOUT_MS)
+      const stop = () => clearTimeout(timer)
+      payload.once('end', stop).once('close', stop)
+    })
+  },
+  { name: 'bodies' },
+)

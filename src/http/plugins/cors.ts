@@ -1,0 +1,25 @@
+/** Pages of other origins: off until CORS_ORIGINS names some. */
+import cors from '@fastify/cors'
+import type { FastifyInstance } from 'fastify'
+import fastifyPlugin from 'fastify-plugin'
+import { type Config, corsOrigins } from '../../config.js'
+
+const ONE_DAY_S = 86_400
+
+export const corsPlugin = fastifyPlugin(
+  async (app: FastifyInstance, { config }: { config: Pick<Config, 'CORS_ORIGINS'> }) => {
+    const origin = corsOrigins(config)
+    if (origin.length === 0) return
+    await app.register(cors, {
+      origin,
+      methods: ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'],
+      exposedHeaders: ['ETag', 'Location', 'x-request-id', 'Producer-Expected-Seq', 'Retry-After'],
+      maxAge: ONE_DAY_S,
+    })
+    // A stream hijacks the reply: it sends what is set on the bare response.
+    app.addHook('onRequest', async (_request, reply) => {
+      for (const [name, value] of Object.entries(reply.getHeaders())) if (value !== undefined) reply.raw.setHeader(name, value)
+    })
+  },
+  { name: 'cors' },
+)

@@ -1,0 +1,145 @@
+/**
+ * The one error handler: whatever is thrown, by us, by Fastify or by the database, leaves as problem details.
+ * Above 499 the caller learns nothing of the cause; the log does.
+ */
+import { STATUS_CODES } from 'node:http'
+import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import fastifyPlugin from 'fastify-plugin'
+import { ERROR_CATALOGUE, type ErrorCode, type ProblemField, RunplaneError } from '../../errors.js'
+import { PROBLEM_CONTENT_TYPE, toProblem } from '../schemas/problem.js'
+import { createRouteMatcher } from './route-matcher.js'
+import { validationFields } from './validation-fields.js'
+
+/** Errors of the database that pass: the connection (postgres.js and system codes), SQLSTATE 08, 53, 57P0x and 25006 (a standby). */
+const UNAVAILABLE = /^(CONNECTION_\w+|CONNECT_TIMEOUT|ECONNREFUSED|ECONNRESET|EPIPE|ENOTFOUND|ETIMEDOUT|ENOENT|08...|53...|57P0[1-5]|25006)$/
+
+export const errorsPlugin = fastifyPlugin(
+  async (app: FastifyInstance) => {
+    const routes = createRouteMatcher()
+    app.addHook('onRoute', ({ method, url }) => routes.add([method].flat(), url))
+
+    app.addHook('onRequest', async (request) => {
+      if (request.url.includes('%00')) throw new RunplaneError('VALIDATION_ERROR', 'The URL must not contain %00: no id, name or text may hold a NUL.')
+    })
+
+    let closing = false
+    app.addHook('preClose', async () => {
+      closing = true
+    })
+    app.addHook('onRequest', async (request) => {
+      // On a connection that is still open: the next one goes to another instance. Health answers to the end.
+      if (closing && !request.routeOptions.config?.public) {
+        throw new RunplaneError('OVERLOADED', 'The service is stopping. Try again.', { headers: { 'retry-after': '1', connection: 'close' } })
+      }
+    })
+
+    app.setErrorHandler<FastifyError>(sendProblem)
+
+    app.setNotFoundHandler((request, reply) => {
+      const path = request.url.split('?', 1)[0] ?? ''
+      const allowed = routes.methodsOf(path)
+      const error =
+        allowed.length > 0
+          ? new RunplaneError('METHOD_NOT_ALLOWED', `${path.slice(0, 200)} takes ${allowed.join(', ')}, not ${request.method}.`, {
+              headers: { allow: allowed.join(', ') },
+            })
+          : new RunplaneError('NOT_FOUND', `There is nothing at ${request.method} ${path.slice(0, 200)}. GET /docs shows what there is.`)
+      return sendProblem(error, request, reply)
+    })
+  },
+  { name: 'errors' },
+)
+
+/** Answers the error as problem details; also Fastify's `frameworkErrors`, which runs before any hook. */
+export function sendProblem(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
+  const known = catalogued(error, request)
+  if (known.status >= 500) request.log[known.code === 'INTERNAL' ? 'error' : 'warn']({ err: error }, `${request.method} failed: ${known.code}`)
+  return reply
+    .code(known.status)
+    .headers(known.headers)
+    .header('x-request-id', request.id)
+    .header('content-type', PROBLEM_CONTENT_TYPE)
+    .header('cache-control', 'no-store')
+    .serializer(JSON.stringify)
+    .send(toProblem(known, request.id))
+}
+
+/** The entry of the catalogue that an error is; what is not known is INTERNAL. */
+export function catalogued(error: unknown, request?: FastifyRequest): RunplaneError {
+  if (error instanceof RunplaneError) return error
+  if (isUnavailable(error))
+    return new RunplaneError('OVERLOADED', 'The database does not answer right now. Try again.', { headers: { 'retry-after': '1' }, cause: error })
+  if (!(error instanceof Error)) return new RunplaneError('INTERNAL', INTERNAL_DETAIL, { cause: error })
+  const { code = '', validation, validationContext, statusCode = 500 } = error as Partial<FastifyError>
+  if (validation) {
+    const errors = validationFields(validation, validationContext)
+    return new RunplaneError('VALIDATION_ERROR', summary(errors), { errors })
+  }
+  const own = FRAMEWORK_ERRORS[code]
+  if (own) return new RunplaneError(own.code, own.detail(request), { cause: error })
+  // secure-json-parse and other parsers: a status of theirs, a message about the text.
+  if (statusCode === 400) return new RunplaneError('VALIDATION_ERROR', `The body cannot be read: ${error.message}`, { cause: error })
+  const sameStatus = Object.entries(ERROR_CATALOGUE).find(([, entry]) => entry.status === statusCode && statusCode < 500)
+  if (sameStatus) return new RunplaneError(sameStatus[0] as ErrorCode, error.message, { cause: error })
+  return new RunplaneError('INTERNAL', INTERNAL_DETAIL, { cause: error })
+}
+
+const INTERNAL_DETAIL = 'Something went wrong here. The log has the cause under this requestId.'
+
+/** Fastify's own errors: https://fastify.dev/docs/latest/Reference/Errors */
+const FRAMEWORK_ERRORS: Record<string, { code: ErrorCode; detail: (request?: FastifyRequest) => string }> = {
+  FST_ERR_CTP_BODY_TOO_LARGE: {
+    code: 'PAYLOAD_TOO_LARGE',
+    detail: (request) =>
+      `The body is longer than the ${request?.routeOptions.bodyLimit ?? 'allowed'} bytes that one request may have (MAX_BODY_BYTES). Send less at once.`,
+  },
+  FST_ERR_CTP_INVALID_MEDIA_TYPE: {
+    code: 'UNSUPPORTED_FORMAT',
+    detail: (request) => `Content-Type '${(request?.headers['content-type'] ?? '').slice(0, 100)}' is not known here. Send application/json.`,
+  },
+  FST_ERR_CTP_EMPTY_TYPE: { code: 'UNSUPPORTED_FORMAT', detail: () => 'The body has no Content-Type. Send application/json.' },
+  FST_ERR_CTP_EMPTY_JSON_BODY: { code: 'VALIDATION_ERROR', detail: () => 'The body is empty, and JSON is wanted.' },
+  FST_ERR_CTP_INVALID_JSON_BODY: { code: 'VALIDATION_ERROR', detail: () => 'The body is not valid JSON.' },
+  FST_ERR_CTP_INVALID_CONTENT_LENGTH: { code: 'VALIDATION_ERROR', detail: () => 'The body is not as long as its Content-Length says.' },
+  FST_ERR_BAD_URL: {
+    code: 'VALIDATION_ERROR',
+    detail: () => 'The path is not a valid URL: a percent sign must be followed by two hexadecimal digits of valid UTF-8.',
+  },
+  FST_ERR_MAX_PARAM_LENGTH: { code: 'VALIDATION_ERROR', detail: () => 'A part of the path is too long.' },
+  FST_ERR_REOPENED_CLOSE_SERVER: { code: 'OVERLOADED', detail: () => 'The service is stopping.' },
+}
+
+function summary(errors: ProblemField[]): string {
+  const [first] = errors
+  if (!first) return 'The request is not valid.'
+  return `${first.path} ${first.message}${errors.length > 1 ? `, and ${errors.length - 1} more` : ''}.`
+}
+
+function isUnavailable(error: unknown): boolean {
+  for (let cause = error, depth = 0; cause instanceof Error && depth < 5; cause = cause.cause, depth++) {
+    if ('code' in cause && typeof cause.code === 'string' && UNAVAILABLE.test(cause.code)) return true
+  }
+  return false
+}
+
+/** Answers a connection whose HTTP cannot be read: Fastify's `clientErrorHandler`, on the bare socket. */
+export function brokenHttp(
+  error: Error & { code?: string },
+  socket: { writable: boolean; end(text: string): void; destroy(error?: Error): void },
+  requestId: string,
+): void {
+  if (error.code === 'ECONNRESET' || !socket.writable) {
+    socket.destroy(error)
+    return
+  }
+  const problem =
+    error.code === 'HPE_HEADER_OVERFLOW'
+      ? new RunplaneError('HEADERS_TOO_LARGE', 'The headers of the request are longer than 16 KiB.')
+      : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
+        ? new RunplaneError('REQUEST_TIMEOUT', 'The request did not arrive in time. Send it again.')
+        : new RunplaneError('VALIDATION_ERROR', 'This is not a valid HTTP request.')
+  const body = JSON.stringify(toProblem(problem, requestId))
+  socket.end(
+    `HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\ncontent-type: ${PROBLEM_CONTENT_TYPE}\r\ncontent-length: ${Buffer.byteLength(body)}\r\nx-request-id: ${requestId}\r\nconnection: close\r\n\r\n${body}`,
+  )
+}

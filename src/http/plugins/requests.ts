@@ -1,0 +1,44 @@
+/**
+ * What every request gets, streams included: an id, the security headers, one line in the log and its metrics.
+ * The headers are set on the bare response, so that a handler that hijacks the reply sends them as well.
+ */
+import type { FastifyInstance } from 'fastify'
+import fastifyPlugin from 'fastify-plugin'
+import { loggableUrl } from '../../ops/logging.js'
+import type { Metrics } from '../../ops/metrics.js'
+import { knownAccess } from './access.js'
+
+const SECURITY_HEADERS = {
+  'x-content-type-options': 'nosniff',
+  'referrer-policy': 'no-referrer',
+  'cross-origin-resource-policy': 'same-origin',
+  // For answers that are data. A route that serves a page sets its own.
+  'content-security-policy': "default-src 'none'; frame-ancestors 'none'",
+}
+
+export const requestsPlugin = fastifyPlugin(
+  async (app: FastifyInstance, { metrics }: { metrics: Pick<Metrics, 'httpRequestSeconds'> }) => {
+    app.addHook('onRequest', async (request, reply) => {
+      reply.raw.setHeader('x-request-id', request.id)
+      for (const [name, value] of Object.entries(SECURITY_HEADERS)) reply.raw.setHeader(name, value)
+    })
+
+    app.addHook('onResponse', async (request, reply) => {
+      // The status on the wire: a hijacked reply does not know it.
+      const status = reply.raw.statusCode
+      const route = request.is404 ? 'none' : (request.routeOptions.url ?? 'none')
+      metrics.httpRequestSeconds.observe({ method: request.method, route, status: String(status) }, reply.elapsedTime / 1000)
+      request.log.info({
+        method: request.method,
+        url: loggableUrl(request.url),
+        route,
+        status,
+        ms: Math.round(reply.elapsedTime * 10) / 10,
+        bytes: Number(reply.getHeader('content-length')) || undefined,
+        ip: request.ip,
+        keyName: knownAccess(request)?.keyName,
+      })
+    })
+  },
+  { name: 'requests' },
+)

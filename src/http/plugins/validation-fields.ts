@@ -1,0 +1,41 @@
+/** What ajv says about a request, in words that help: the field, and what it should be. */
+import type { FastifySchemaValidationError } from 'fastify'
+import type { ProblemField } from '../../errors.js'
+
+const MAX_FIELDS = 20
+
+/** @param context the part of the request: body, querystring, params or headers. */
+export function validationFields(errors: FastifySchemaValidationError[], context = 'body'): ProblemField[] {
+  const part = context === 'querystring' ? 'query' : context
+  const fields = new Map<string, string[]>()
+  for (const error of errors) {
+    // A union says that nothing fits, after each member has said why it does not.
+    if (error.keyword === 'anyOf' && fields.has(part + error.instancePath)) continue
+    const { path, message } = describe(error)
+    const messages = fields.get(part + path) ?? []
+    if (!messages.includes(message)) messages.push(message)
+    fields.set(part + path, messages)
+  }
+  return [...fields].slice(0, MAX_FIELDS).map(([path, messages]) => ({ path, message: joined(messages) }))
+}
+
+function describe({ keyword, instancePath, params, message }: FastifySchemaValidationError): { path: string; message: string } {
+  switch (keyword) {
+    case 'required':
+      return { path: `${instancePath}/${params.missingProperty}`, message: 'is required' }
+    case 'additionalProperties':
+      return { path: `${instancePath}/${params.additionalProperty}`, message: 'is not a known field' }
+    case 'enum':
+      return { path: instancePath, message: `must be ${[params.allowedValues].flat().join(' or ')}` }
+    case 'const':
+      return { path: instancePath, message: `must be ${params.allowedValue}` }
+    default:
+      return { path: instancePath, message: message ?? 'is not valid' }
+  }
+}
+
+/** 'must be a', 'must be b' -> 'must be a or b' */
+function joined(messages: string[]): string {
+  const [first = '', ...rest] = messages
+  return [first, ...rest.map((message) => message.replace(/^must be /, ''))].join(' or ')
+}
