@@ -11,7 +11,7 @@ import { DEFAULT_WORKSPACE_ID, uuidv7 } from '../domain/ids.js'
 import { RunplaneError } from '../errors.js'
 import { createExpiringCache } from './expiring-cache.js'
 import type { Access, Role } from './roles.js'
-import { ensureWorkspace } from './workspaces.js'
+import { ensureWorkspace, findWorkspace } from './workspaces.js'
 
 const CACHE_MS = 1000
 /** An entry is some 300 bytes: 10,000 are 3 MB at most. */
@@ -25,7 +25,6 @@ export interface KeyRecord {
   workspaceId: string
   workspace: string
   createdAt: string
-  revokedAt?: string
 }
 export interface CreatedKey extends KeyRecord {
   /** The only time that it can be read. */
@@ -34,10 +33,11 @@ export interface CreatedKey extends KeyRecord {
 
 export interface Keys {
   /**
-   * @param workspace the workspace's name, which is made if it is not there; none: the default workspace.
-   * @throws INVALID_STATE_TRANSITION for a first key that is not admin.
+   * @param input.workspace the workspace's name, which is made if it is not there; none: the maker's own.
+   * @param by who makes it; none: the operator, at the command line. Only the default workspace makes keys for others.
+   * @throws FORBIDDEN for another workspace, INVALID_STATE_TRANSITION for a first key that is not admin.
    */
-  create(input: { name: string; role: Role; workspace?: string }): Promise<CreatedKey>
+  create(input: { name: string; role: Role; workspace?: string }, by?: Pick<Access, 'workspaceId'>): Promise<CreatedKey>
   /** Without the revoked ones, oldest first; of one workspace or of all. */
   list(workspaceId?: string): Promise<KeyRecord[]>
   /** @throws NOT_FOUND, or INVALID_STATE_TRANSITION for the last admin key. */
@@ -69,7 +69,7 @@ export function createKeys({ db }: Pick<Database, 'db'>, { adminApiKey, now = Da
   }
 
   return {
-    create: async ({ name, role, workspace }) => {
+    create: async ({ name, role, workspace }, by = { workspaceId: DEFAULT_WORKSPACE_ID }) => {
       const key = `rp_${randomBytes(32).toString('base64url')}`
       const created = await db.transaction(async (tx) => {
         await tx.execute('lock table api_keys in share row exclusive mode')
@@ -84,7 +84,14 @@ export function createKeys({ db }: Pick<Database, 'db'>, { adminApiKey, now = Da
             `The first key must have the role admin: with a ${role} key alone nobody could manage keys. Make an admin key first.`,
           )
         }
-        const home = workspace === undefined ? { id: DEFAULT_WORKSPACE_ID, name: 'default' } : await ensureWorkspace(tx, workspace)
+        const own = await findWorkspace(tx, by.workspaceId)
+        if (workspace !== undefined && workspace !== own.name && own.id !== DEFAULT_WORKSPACE_ID) {
+          throw new RunplaneError(
+            'FORBIDDEN',
+            `A key of the workspace '${own.name}' makes keys of '${own.name}' only. One of the default workspace makes keys of any.`,
+          )
+        }
+        const home = workspace === undefined ? own : await ensureWorkspace(tx, workspace)
         const [row] = await tx
           .insert(apiKeys)
           .values({ id: uuidv7(now()), workspaceId: home.id, name, role, hash: sha256(key), createdAt: new Date(now()).toISOString() })

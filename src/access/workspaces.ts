@@ -18,3 +18,10 @@ export async function ensureWorkspace(db: Pick<Database['db'], 'insert' | 'selec
   if (!found) throw new Error(`workspace '${name}' is neither there nor can it be made`)
   return found
 }
+
+/** @throws Error for an id that is no workspace's: ids come from keys, which refer to one. */
+export async function findWorkspace(db: Pick<Database['db'], 'select'>, id: string): Promise<Workspace> {
+  const [found] = await db.select({ id: workspaces.id, name: workspaces.name }).from(workspaces).where(eq(workspaces.id, id))
+  if (!found) throw new Error(`there is no workspace with the id ${id}`)
+  return found
+}

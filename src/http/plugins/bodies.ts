@@ -7,13 +7,17 @@ import fastifyPlugin from 'fastify-plugin'
 import type { Config } from '../../config.js'
 import { RunplaneError } from '../../errors.js'
 
+const STREAMED = /ndjson|event-stream|zip/
+
 export const bodiesPlugin = fastifyPlugin(
   async (app: FastifyInstance, { config }: { config: Pick<Config, 'BODY_TIMEOUT_MS'> }) => {
     app.removeContentTypeParser('text/plain')
 
     app.addHook('preParsing', async (request, reply, payload) => {
-      if (request.headers['content-type']?.includes('ndjson')) return
+      if (request.headers['content-type'] === undefined || STREAMED.test(request.headers['content-type'])) return
       const timer = setTimeout(() => {
+        // Only where Fastify still reads: an error without a listener would end the process.
+        if (payload.listenerCount('error') === 0) return
         reply.header('connection', 'close')
         // Not destroy(), which would take the socket with it, and the answer.
         payload.emit(

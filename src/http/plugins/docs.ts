@@ -1,0 +1,53 @@
+/**
+ * The OpenAPI document, made of the routes' own schemas: what is validated is what is documented. Register it before the routes.
+ * Shared schemas are components under their `$id`; each operation gets its problems, its role and its security here.
+ */
+import swagger from '@fastify/swagger'
+import type { FastifyInstance, FastifySchema } from 'fastify'
+import fastifyPlugin from 'fastify-plugin'
+import { VERSION } from '../../ops/version.js'
+import { PROBLEM_CONTENT_TYPE, Problem } from '../schemas/problem.js'
+
+const TAGS = [
+  { name: 'events', description: 'Post events, read them' },
+  { name: 'runs', description: 'Create runs, list them, read their state' },
+  { name: 'stream', description: 'Tail a run' },
+  { name: 'access', description: 'API keys' },
+  { name: 'operation', description: 'Health, metrics and this document' },
+]
+
+export const docsPlugin = fastifyPlugin(
+  async (app: FastifyInstance) => {
+    app.addSchema(Problem)
+    await app.register(swagger, {
+      openapi: {
+        openapi: '3.1.0',
+        info: {
+          title: 'Runplane',
+          version: VERSION,
+          description: 'A control plane for runs of AI agents: post events, keep them as a log, tail them, fold them into state.',
+          license: { name: 'Apache-2.0', identifier: 'Apache-2.0' },
+        },
+        servers: [{ url: '/', description: 'this service' }],
+        tags: TAGS,
+        components: {
+          securitySchemes: { key: { type: 'http', scheme: 'bearer', description: 'An API key. Without any key the service is open on the loopback.' } },
+        },
+        security: [{ key: [] }],
+      },
+      refResolver: { buildLocalReference: (json, _baseUri, _fragment, index) => (typeof json.$id === 'string' ? json.$id : `def-${index}`) },
+      transform: ({ schema, url, route }) => ({ url, schema: schema?.hide ? schema : documented(schema ?? {}, route.config?.role) }),
+    })
+  },
+  { name: 'docs' },
+)
+
+function documented(schema: FastifySchema, role: string | undefined): FastifySchema {
+  const problem = (description: string) => ({ description, content: { [PROBLEM_CONTENT_TYPE]: { schema: { $ref: 'Problem#' } } } })
+  const response = typeof schema.response === 'object' ? schema.response : {}
+  return {
+    ...schema,
+    description: [schema.description, role && `Needs the role ${role}.`].filter(Boolean).join('\n\n'),
+    response: { ...response, '4XX': problem('The request was refused: `code` says why'), '5XX': problem('The service could not do it: try again') },
+  }
+}
