@@ -43,7 +43,11 @@ const PUBLISHED: Record<string, Record<string, string>> = {
  * @throws {EmbeddedDatabaseError} when there are none for this platform, or none that can be run.
  */
 export function findBinaries(platform: string, dataDir: string, owner: Owner | undefined): Binaries {
-  const root = findPackage(platform)
+  return usableBinaries(findPackage(platform), dataDir, owner)
+}
+
+/** The binaries of the package at `root`, in place where they can be used there, else in a copy. */
+export function usableBinaries(root: string, dataDir: string, owner: Owner | undefined): Binaries {
   if (restoreLinks(root) && runnable(root, owner)) return binariesIn(root)
   // A cache, not data: it is made again when it is lost. A data directory below a home of mode 700 is closed to the other uid as well.
   for (const parent of [dataDir, '/var/cache/runplane', tmpdir()]) {

@@ -118,7 +118,12 @@ const DRAFT = /^postgres-draft-(\d+)-/
 function sweepDrafts(dataDir: string): void {
   for (const name of readdirSync(dataDir)) {
     const pid = Number(DRAFT.exec(name)?.[1])
-    if (pid > 0 && (pid === process.pid || !isAlive(pid))) rmSync(join(dataDir, name), { recursive: true, force: true })
+    if (!(pid > 0) || (pid !== process.pid && isAlive(pid))) continue
+    try {
+      rmSync(join(dataDir, name), { recursive: true, force: true, maxRetries: 5, retryDelay: 20 })
+    } catch {
+      // Its initdb, orphaned, may still write to it: the next start sweeps it.
+    }
   }
 }
 

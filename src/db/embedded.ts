@@ -28,6 +28,7 @@ const PRESENCE_LOCK = 0x7072_6573
 const START_PATIENCE_MS = 30_000
 const STOP_PATIENCE_MS = 30_000
 const PROBE_PATIENCE_MS = 5000
+const TELL_EVERY_MS = 10_000
 const MAX_BACKOFF_MS = 5000
 const MAX_LOG_BYTES = 16 * 1024 * 1024
 
@@ -59,30 +60,30 @@ export async function startEmbedded(options: EmbeddedOptions): Promise<EmbeddedD
   const { logger } = options
   const cluster = prepareCluster({ dataDir: options.dataDir, platform: options.platform ?? `${process.platform}-${process.arch}` })
   let presence: postgres.Sql | undefined
-  let closed = false
+  const closing = new AbortController()
   let mending: Promise<void> | undefined
 
   const lost = () => {
     presence = undefined
-    if (!closed) mending ??= mend().finally(() => (mending = undefined))
+    if (!closing.signal.aborted) mending ??= mend().finally(() => (mending = undefined))
   }
 
   async function mend(): Promise<void> {
     logger.warn('the embedded database is gone; starting it again')
-    for (let backoffMs = 100; !closed; backoffMs = Math.min(backoffMs * 2, MAX_BACKOFF_MS)) {
+    for (let backoffMs = 100; !closing.signal.aborted; backoffMs = Math.min(backoffMs * 2, MAX_BACKOFF_MS)) {
       try {
-        presence = await attend(cluster, options, lost, () => closed)
+        presence = await attend(cluster, options, lost, closing.signal)
         if (presence) logger.info('the embedded database is back')
         return
       } catch (error) {
         logger.error({ err: error }, 'the embedded database does not start; trying again')
-        await delay(backoffMs)
+        await delay(backoffMs, undefined, { signal: closing.signal }).catch(() => {})
       }
     }
   }
 
   try {
-    presence = await attend(cluster, options, lost, () => closed)
+    presence = await attend(cluster, options, lost, closing.signal)
   } catch (error) {
     throw explained(error, options.dataDir)
   }
@@ -91,22 +92,26 @@ export async function startEmbedded(options: EmbeddedOptions): Promise<EmbeddedD
     user: SUPERUSER,
     database: 'postgres',
     async close() {
-      if (closed) return
-      closed = true
+      if (closing.signal.aborted) return
+      closing.abort()
       await mending
       if (presence) await leave(cluster, presence, logger)
     },
   }
 }
 
-/** Until present: connect; where nobody listens, start a postmaster; where one is coming or going, wait. @returns undefined once `stopped`. */
-async function attend(cluster: Cluster, options: EmbeddedOptions, onLost: () => void, stopped: () => boolean): Promise<postgres.Sql | undefined> {
+/** Until present: connect; where nobody listens, start a postmaster; where one is coming or going, wait. @returns undefined once stopped. */
+async function attend(cluster: Cluster, options: EmbeddedOptions, onLost: () => void, stop: AbortSignal): Promise<postgres.Sql | undefined> {
   let child: Postmaster | undefined
   let refusedUntil: number | undefined
-  for (let waitedMs = 0; !stopped(); waitedMs += 20) {
+  let tellAt = Date.now() + TELL_EVERY_MS
+  while (!stop.aborted) {
     const attendance = await probe(cluster, onLost)
     if (attendance.state === 'present') return attendance.sql
-    if (attendance.state === 'busy' && waitedMs % 10_000 === 0) options.logger.debug({ why: attendance.why }, 'waiting for the embedded database')
+    if (attendance.state === 'busy' && Date.now() > tellAt) {
+      options.logger.info({ why: attendance.why }, 'waiting for the embedded database')
+      tellAt = Date.now() + TELL_EVERY_MS
+    }
     if (child?.exited()) {
       const reason = child.said()
       refusedUntil ??= Date.now() + START_PATIENCE_MS
