@@ -65,6 +65,26 @@ function parseItem(text: string, marks: ScanMarks): RawItem {
   return { ok: false, code: 'VALIDATION_ERROR', detail: `An event is a JSON object, not ${kindOf(value)}.` }
 }
 
+/**
+ * A JSON object within a text of base64 (or the JSON itself), made harmless as an item is.
+ * @returns undefined where the text holds no such object.
+ */
+export function parseBase64Json(text: string): Record<string, unknown> | undefined {
+  const bytes = Buffer.from(text, text.trimStart().startsWith('{') ? 'utf8' : 'base64')
+  const start = skipSpace(bytes, 0, bytes.length)
+  if (bytes[start] !== 0x7b || !isUtf8(bytes)) return undefined
+  const marks: ScanMarks = { suspicious: false }
+  try {
+    // Throws when too deep; what it finds is strict only after JSON.parse.
+    endOfValue(bytes, start, bytes.length, MAX_EVENT_DEPTH, marks)
+    const item = parseItem(bytes.toString('utf8', start), marks)
+    return item.ok ? item.value : undefined
+  } catch (error) {
+    if (error instanceof JsonFault || error instanceof SyntaxError) return undefined
+    throw error
+  }
+}
+
 function kindOf(value: unknown): string {
   if (value === null) return 'null'
   return Array.isArray(value) ? 'an array' : `a ${typeof value}`

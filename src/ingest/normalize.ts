@@ -1,0 +1,77 @@
+/**
+ * The registry of formats, and the one way from a raw event to drafts that the log may store: whatever comes in, what
+ * comes out fits the vocabulary, or the item is rejected. Nothing is dropped: what cannot be mapped becomes `raw.received`.
+ */
+import type { DraftEvent } from '../domain/canonical-event.js'
+import { RunplaneError } from '../errors.js'
+import { isFields } from './fields.js'
+import { fitDraft } from './fit.js'
+import { type Format, type NormalizeContext, type NormalizeResult, type Rejected, unmapped } from './format.js'
+import { jobs } from './formats/jobs.js'
+import { macp } from './formats/macp.js'
+import { native } from './formats/native.js'
+
+export const FORMATS: readonly Format[] = [native, jobs, macp]
+
+const JSON_TYPES = ['application/json']
+const NDJSON_TYPES = ['application/x-ndjson', 'application/ndjson', 'application/jsonl']
+
+function mediaType(contentType: string): string {
+  return (contentType.split(';')[0] ?? '').trim().toLowerCase()
+}
+
+/** Whether a body is lines rather than one JSON value. */
+export function isNdjson(contentType: string | undefined): boolean {
+  return contentType !== undefined && NDJSON_TYPES.includes(mediaType(contentType))
+}
+
+/**
+ * @param contentType the request's header; without one the body is taken as JSON.
+ * @param formatParam the query's `format`; without one the media type decides.
+ * @throws RunplaneError UNSUPPORTED_FORMAT, which lists what there is.
+ */
+export function formatFor(contentType: string | undefined, formatParam: string | undefined): Format {
+  const media = contentType === undefined ? 'application/json' : mediaType(contentType)
+  if (!JSON_TYPES.includes(media) && !NDJSON_TYPES.includes(media)) {
+    throw new RunplaneError(
+      'UNSUPPORTED_FORMAT',
+      `There is no format with the content type '${media}'. Send ${[...JSON_TYPES, ...NDJSON_TYPES].join(', ')}; with curl: -H 'content-type: application/json'.`,
+    )
+  }
+  const name = formatParam ?? native.name
+  const format = FORMATS.find((candidate) => candidate.name === name)
+  if (format === undefined) {
+    throw new RunplaneError('UNSUPPORTED_FORMAT', `There is no format '${name}'. Known formats: ${FORMATS.map((known) => known.name).join(', ')}.`)
+  }
+  return format
+}
+
+function rejected(detail: string): Rejected {
+  return { ok: false, code: 'VALIDATION_ERROR', detail }
+}
+
+/** Stands in the place of an event that does not fit: what it was about is not known, when it happened is. */
+function keptRaw(draft: DraftEvent, misfit: string): DraftEvent {
+  return { ...unmapped(`${draft.type} does not fit: ${misfit}`), ...(draft.ts !== undefined && { ts: draft.ts }) }
+}
+
+/**
+ * What a raw event becomes. Total: never throws, whatever the value.
+ * @param value the parsed value of an item of json-items.ts.
+ * @returns drafts that fit the schemas of their types, at least one; or why the item is rejected.
+ */
+export function normalizeItem(format: Format, value: unknown, context: NormalizeContext): NormalizeResult {
+  if (!isFields(value)) return rejected('An event is a JSON object.')
+  const result = format.normalize(value, context)
+  if (!result.ok) return result
+  const { events } = result
+  if (events.length === 0) events.push(unmapped(`The ${format.name} format makes nothing of this event.`))
+  for (let index = 0; index < events.length; index++) {
+    const draft = events[index]
+    const misfit = draft && fitDraft(draft)
+    if (draft === undefined || misfit === undefined) continue
+    if (format.misfits === 'reject') return rejected(misfit)
+    events[index] = keptRaw(draft, misfit)
+  }
+  return result
+}
