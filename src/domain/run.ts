@@ -33,7 +33,7 @@ const STAGE: Record<RunStatus, number> = {
 export interface StatusFact {
   type: string
   source: { kind: string }
-  data?: { attempt?: unknown; state?: unknown }
+  data?: Readonly<Record<string, unknown>>
   late?: boolean
 }
 

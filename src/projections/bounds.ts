@@ -44,9 +44,10 @@ function fitting(text: string, maxBytes: number): number {
 
 /** The first `units` of the text, as a string of its own (a slice would keep all of the text in memory), and never half of a pair. */
 function head(text: string, units: number): string {
+  if (units <= 0) return ''
   const last = text.charCodeAt(units - 1)
   const end = last >= 0xd800 && last <= 0xdbff ? units - 1 : units
-  return Buffer.from(text.slice(0, Math.max(end, 0)), 'utf16le').toString('utf16le')
+  return Buffer.from(text.slice(0, end), 'utf16le').toString('utf16le')
 }
 
 /** The text, or as much of it as fits, with an ellipsis; counted. */
@@ -61,16 +62,15 @@ export function clipped(cuts: Cuts, text: string | null | undefined, maxBytes: n
   return text === null || text === undefined ? null : clip(cuts, text, maxBytes)
 }
 
-/** As much of `more` as fits behind `text`. */
-export function append(cuts: Cuts, text: string, more: string, maxBytes: number): string {
-  const left = maxBytes - jsonBytes(text)
-  const units = fitting(more, left)
-  if (units === more.length) return text + more
+/** As much of the text as fits, without an ellipsis: more may follow. Counted. */
+export function fit(cuts: Cuts, text: string, maxBytes: number): string {
+  const units = fitting(text, maxBytes)
+  if (units === text.length) return text
   cuts.truncated += 1
-  return left > 0 ? text + head(more, units) : text
+  return head(text, units)
 }
 
-function jsonBytes(text: string): number {
+export function jsonBytes(text: string): number {
   let bytes = 0
   for (let index = 0; index < text.length; index++) bytes += unitBytes(text.charCodeAt(index))
   return bytes

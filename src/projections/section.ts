@@ -37,6 +37,8 @@ export type Present<T> = { [K in keyof T as null extends T[K] ? never : K]: T[K]
 }
 
 export function present<T extends object>(record: T): Present<T> {
-  // Only entries that are null are left out, and those are the optional ones.
-  return Object.fromEntries(Object.entries(record).filter(([, value]) => value !== null)) as Present<T>
+  const kept: Partial<T> = {}
+  for (const key in record) if (record[key] !== null) kept[key] = record[key]
+  // Only what is null was left out, and those fields are the optional ones.
+  return kept as Present<T>
 }

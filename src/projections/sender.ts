@@ -2,8 +2,8 @@
 import type { CanonicalEvent } from '../domain/canonical-event.js'
 
 export function senderOf(event: CanonicalEvent): string | undefined {
-  const data: { readonly sender?: unknown } = event.data
-  if (typeof data.sender === 'string' && data.sender !== '') return data.sender
+  const { sender }: Readonly<Record<string, unknown>> = event.data
+  if (typeof sender === 'string' && sender !== '') return sender
   const kind = event.actor?.kind
   return kind === 'participant' || kind === 'agent' ? event.actor?.id : undefined
 }

@@ -1,0 +1,284 @@
+/**
+ * Calls of language models, and what they used in all and by model.
+ *
+ * The same use may be told more than once, and must not be counted twice:
+ * - Each subject (a call, a step, the run; in each attempt anew) has one account. A completed call states its counts: they
+ *   replace what `usage.reported` said of the same call before, and what it says afterwards is ignored. A cumulative
+ *   report replaces the account of its subject, a delta (the default) adds to it. What a completed run or step says of its usage is cumulative.
+ * - Calls, steps and the run are three levels at which the same use is told. Each level is added up by itself, and for
+ *   each count the largest of the three is the total: a run that repeats the sum of its calls changes nothing.
+ */
+import type { EventOf } from '../../domain/canonical-event.js'
+import { amount, clipped, field, idOf, keep, MAX_ID_BYTES, MAX_LINE_BYTES, MAX_NAME_BYTES, numberOf, textOf } from '../bounds.js'
+import { failureOf } from '../failure.js'
+import { defineSection, present } from '../section.js'
+import { senderOf } from '../sender.js'
+
+const MAX_CALLS = 100
+/** Accounts that can still be replaced; what older ones have told stays counted. */
+const MAX_ACCOUNTS = 200
+/** Further models are added up under one name. */
+const MAX_MODELS = 30
+const OTHER_MODELS = '(other)'
+const UNKNOWN_MODEL = '(unknown)'
+
+const COUNTS = ['inputTokens', 'outputTokens', 'cacheReadTokens', 'cacheWriteTokens', 'reasoningTokens', 'costUsd'] as const
+type CountName = (typeof COUNTS)[number]
+type Usage = { readonly [Name in CountName]?: number } & { readonly model?: string }
+
+type Level = 'call' | 'step' | 'run'
+const LEVEL_OFFSET: Record<Level, number> = { call: 0, step: COUNTS.length, run: 2 * COUNTS.length }
+
+interface Account {
+  level: Level
+  model: string
+  counts: number[]
+  /** A completed call has stated its counts. */
+  closed: boolean
+}
+
+interface Call {
+  id: string
+  status: 'running' | 'completed' | 'failed'
+  participantId: string | null
+  provider: string | null
+  model: string | null
+  inputTokens: number
+  outputTokens: number
+  cacheReadTokens: number
+  cacheWriteTokens: number
+  reasoningTokens: number
+  costUsd: number | null
+  latencyMs: number | null
+  ttftMs: number | null
+  ts: string
+  messageId: string | null
+  artifactId: string | null
+  error: string | null
+}
+
+interface ModelUse {
+  calls: number
+  failed: number
+  /** Each count at each level. */
+  sums: number[]
+}
+
+export interface LlmFold {
+  calls: Map<string, Call>
+  accounts: Map<string, Account>
+  models: Map<string, ModelUse>
+  sums: number[]
+  started: number
+  completed: number
+  failed: number
+  latencyMs: number
+  dropped: number
+  truncated: number
+}
+
+const zeros = (): number[] => new Array<number>(3 * COUNTS.length).fill(0)
+
+function modelUse(state: LlmFold, model: string): ModelUse {
+  const name = state.models.has(model) || state.models.size < MAX_MODELS ? model : OTHER_MODELS
+  let use = state.models.get(name)
+  if (use === undefined) {
+    use = { calls: 0, failed: 0, sums: zeros() }
+    state.models.set(name, use)
+  }
+  return use
+}
+
+function add(sums: number[], index: number, delta: number): void {
+  sums[index] = (sums[index] ?? 0) + delta
+}
+
+function post(state: LlmFold, account: Account, index: number, delta: number): void {
+  if (delta === 0) return
+  const at = LEVEL_OFFSET[account.level] + index
+  add(state.sums, at, delta)
+  add(modelUse(state, account.model).sums, at, delta)
+}
+
+function accountOf(state: LlmFold, level: Level, key: string, model: string | undefined): Account {
+  const known = state.accounts.get(key)
+  const account = known ?? { level, model: UNKNOWN_MODEL, counts: new Array<number>(COUNTS.length).fill(0), closed: false }
+  if (known === undefined) keep(state.accounts, key, account, MAX_ACCOUNTS)
+  if (model !== undefined && account.model === UNKNOWN_MODEL) {
+    // What was told before the model was named goes to it.
+    const { counts } = account
+    for (let index = 0; index < counts.length; index++) post(state, account, index, -(counts[index] ?? 0))
+    account.model = idOf(model)
+    for (let index = 0; index < counts.length; index++) post(state, account, index, counts[index] ?? 0)
+  }
+  return account
+}
+
+/** @param how `state` replaces the counts that are told, `add` adds them. @returns whether any was told. */
+function book(state: LlmFold, account: Account, usage: Usage, how: 'state' | 'add'): boolean {
+  let told = false
+  for (let index = 0; index < COUNTS.length; index++) {
+    const value = usage[COUNTS[index] as CountName]
+    if (value === undefined) continue
+    told = true
+    const before = account.counts[index] ?? 0
+    const after = how === 'add' ? before + amount(value) : amount(value)
+    account.counts[index] = after
+    post(state, account, index, after - before)
+  }
+  return told
+}
+
+function accountKey(level: Level, id: string, attempt: number): string {
+  return `${level}/${idOf(id)}#${attempt}`
+}
+
+type CallEvent = EventOf<'llm.call.started' | 'llm.call.completed' | 'llm.call.failed'>
+
+function callOf(state: LlmFold, event: CallEvent): Call {
+  const { data, ts, attempt } = event
+  const id = idOf(event.subject.id)
+  const key = `${id}#${attempt}`
+  const known = state.calls.get(key)
+  const call: Call = known ?? {
+    id,
+    status: 'running',
+    participantId: null,
+    provider: null,
+    model: null,
+    inputTokens: 0,
+    outputTokens: 0,
+    cacheReadTokens: 0,
+    cacheWriteTokens: 0,
+    reasoningTokens: 0,
+    costUsd: null,
+    latencyMs: null,
+    ttftMs: null,
+    ts,
+    messageId: null,
+    artifactId: null,
+    error: null,
+  }
+  if (known === undefined && keep(state.calls, key, call, MAX_CALLS)) state.dropped += 1
+  const sender = senderOf(event)
+  const messageId = textOf(field(data, 'messageId'))
+  if (sender !== undefined) call.participantId = idOf(sender)
+  if (messageId !== null) call.messageId = idOf(messageId)
+  call.provider = clipped(state, data.provider, MAX_NAME_BYTES) ?? call.provider
+  call.model = clipped(state, data.model, MAX_NAME_BYTES) ?? call.model
+  call.latencyMs = numberOf(data.latencyMs) ?? call.latencyMs
+  call.ttftMs = numberOf(data.ttftMs) ?? call.ttftMs
+  call.artifactId = clipped(state, data.artifactId, MAX_ID_BYTES) ?? call.artifactId
+  return call
+}
+
+function endCall(state: LlmFold, event: EventOf<'llm.call.completed' | 'llm.call.failed'>, status: 'completed' | 'failed'): void {
+  const { data, subject, attempt } = event
+  const call = callOf(state, event)
+  call.ts = event.ts
+  const account = accountOf(state, 'call', accountKey('call', subject.id, attempt), data.model)
+  if (book(state, account, data, 'state')) account.closed = true
+  for (const name of COUNTS) if (data[name] !== undefined) call[name] = amount(data[name])
+  if (data.error !== undefined) call.error = failureOf(state, data.error, MAX_LINE_BYTES)?.message ?? null
+  if (call.status === status) return
+  const use = modelUse(state, account.model)
+  if (call.status === 'running') {
+    use.calls += 1
+    state.latencyMs += amount(data.latencyMs)
+  }
+  if (status === 'failed') use.failed += 1
+  state[status] += 1
+  call.status = status
+}
+
+/** What a completed step or run says that it used in all. */
+function stateUsage(state: LlmFold, level: Level, event: { subject: { id: string }; attempt: number }, usage: Usage | undefined): void {
+  if (usage === undefined) return
+  book(state, accountOf(state, level, accountKey(level, event.subject.id, event.attempt), usage.model), usage, 'state')
+}
+
+export const llm = defineSection({
+  name: 'llm',
+  initial: (): LlmFold => ({
+    calls: new Map(),
+    accounts: new Map(),
+    models: new Map(),
+    sums: zeros(),
+    started: 0,
+    completed: 0,
+    failed: 0,
+    latencyMs: 0,
+    dropped: 0,
+    truncated: 0,
+  }),
+  on: {
+    'llm.call.started'(state, event) {
+      state.started += 1
+      callOf(state, event)
+    },
+    'llm.call.completed'(state, event) {
+      endCall(state, event, 'completed')
+    },
+    'llm.call.failed'(state, event) {
+      endCall(state, event, 'failed')
+    },
+    'usage.reported'(state, { subject, attempt, data }) {
+      const level = subject.kind === 'llm_call' ? 'call' : subject.kind === 'step' ? 'step' : 'run'
+      const account = accountOf(state, level, accountKey(level, subject.id, attempt), data.model)
+      if (!account.closed) book(state, account, data, data.mode === 'cumulative' ? 'state' : 'add')
+    },
+    'step.completed'(state, event) {
+      stateUsage(state, 'step', event, event.data.usage)
+    },
+    'step.failed'(state, event) {
+      stateUsage(state, 'step', event, event.data.usage)
+    },
+    'run.completed'(state, event) {
+      const { usage, costUsd } = event.data
+      stateUsage(state, 'run', event, costUsd === undefined ? usage : { ...usage, costUsd })
+    },
+  },
+  view(state) {
+    const { started, completed, failed, latencyMs, dropped, truncated } = state
+    const calls = [...state.calls.values()].map((call) => ({
+      ...present(call),
+      totalTokens: call.inputTokens + call.outputTokens,
+      // The names that macp dashboards read.
+      promptTokens: call.inputTokens,
+      completionTokens: call.outputTokens,
+      ...(call.costUsd !== null && { estimatedCostUsd: call.costUsd }),
+    }))
+    const used = totalsOf(state.sums)
+    const totals = {
+      callCount: completed,
+      started,
+      failed,
+      latencyMs,
+      ...used,
+      promptTokens: used.inputTokens,
+      completionTokens: used.outputTokens,
+      estimatedCostUsd: used.costUsd,
+    }
+    const byModel = [...state.models].map(([model, use]) => ({ model, calls: use.calls, failed: use.failed, ...totalsOf(use.sums) }))
+    return { calls, totals, byModel, dropped, truncated }
+  },
+})
+
+/** Of each count the largest of the three levels; costs to a billionth, since sums of fractions drift. */
+function totalsOf(sums: readonly number[]) {
+  const largest = (name: CountName): number => {
+    const index = COUNTS.indexOf(name)
+    return Math.max(0, ...Object.values(LEVEL_OFFSET).map((offset) => sums[offset + index] ?? 0))
+  }
+  const inputTokens = largest('inputTokens')
+  const outputTokens = largest('outputTokens')
+  return {
+    inputTokens,
+    outputTokens,
+    totalTokens: inputTokens + outputTokens,
+    cacheReadTokens: largest('cacheReadTokens'),
+    cacheWriteTokens: largest('cacheWriteTokens'),
+    reasoningTokens: largest('reasoningTokens'),
+    costUsd: Number(largest('costUsd').toFixed(9)),
+  }
+}

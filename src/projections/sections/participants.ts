@@ -1,0 +1,151 @@
+/**
+ * Who takes part. What is kept is when each was last active and last waited for; the status is derived on reading:
+ * idle, active or waiting while the run goes on; at its end completed, skipped (never told anything during the run),
+ * or failed (of a failed run, the participant that was active last, by seq).
+ */
+import type { CanonicalEvent, EventOf } from '../../domain/canonical-event.js'
+import { isTerminal } from '../../domain/run.js'
+import { clip, clipped, field, idOf, keep, MAX_LABEL_BYTES, textOf } from '../bounds.js'
+import { defineSection, present } from '../section.js'
+import { senderOf } from '../sender.js'
+import type { RunFold } from './run.js'
+
+const MAX_PARTICIPANTS = 500
+const MAX_SUMMARY_BYTES = 80
+/** Of one event: how many that it declares or addresses are looked at. */
+const MAX_NAMED = 500
+
+interface Participant {
+  participantId: string
+  role: string | null
+  latestSummary: string | null
+  latestActivityAt: string | null
+  joinedSeq: number
+  /** The last event that it told before the end of the run; 0 for none. */
+  activeSeq: number
+  /** The last message that waits for it. */
+  waitingSeq: number
+  events: number
+}
+
+export interface ParticipantsFold {
+  participants: Map<string, Participant>
+  total: number
+  /** The last message to all, and who sent it. */
+  broadcastSeq: number
+  broadcastBy: string
+  dropped: number
+  truncated: number
+}
+
+export type ParticipantStatus = 'idle' | 'active' | 'waiting' | 'completed' | 'failed' | 'skipped'
+
+function join(state: ParticipantsFold, id: string, seq: number): Participant {
+  const participantId = idOf(id)
+  const known = state.participants.get(participantId)
+  if (known !== undefined) return known
+  const participant: Participant = {
+    participantId,
+    role: null,
+    latestSummary: null,
+    latestActivityAt: null,
+    joinedSeq: seq,
+    activeSeq: 0,
+    waitingSeq: 0,
+    events: 0,
+  }
+  state.total += 1
+  if (keep(state.participants, participantId, participant, MAX_PARTICIPANTS)) state.dropped += 1
+  return participant
+}
+
+function touch(state: ParticipantsFold, id: string, event: CanonicalEvent): void {
+  const participant = join(state, id, event.seq)
+  participant.events += 1
+  participant.latestActivityAt = event.ts
+  if (event.late !== true) participant.activeSeq = event.seq
+  const { messageType }: Readonly<Record<string, unknown>> = event.data
+  if (typeof messageType === 'string') participant.latestSummary = clip(state, messageType, MAX_SUMMARY_BYTES)
+}
+
+/** Participants that are declared: ids, or objects with an id and a role. */
+function declare(state: ParticipantsFold, seq: number, declared: unknown): void {
+  if (!Array.isArray(declared)) return
+  for (const one of declared.slice(0, MAX_NAMED)) {
+    const id = textOf(one) ?? textOf(field(one, 'participantId')) ?? textOf(field(one, 'id'))
+    if (id === null || id === '') continue
+    const participant = join(state, id, seq)
+    participant.role ??= clipped(state, textOf(field(one, 'role')), MAX_LABEL_BYTES)
+  }
+}
+
+function address(state: ParticipantsFold, event: EventOf<'message.sent' | 'message.received'>): void {
+  const { seq, data } = event
+  const sender = senderOf(event)
+  if (data.messageType === 'SessionStart') declare(state, seq, field(data.payload, 'participants'))
+  if (event.late === true) return
+  if (data.recipients !== undefined && data.recipients.length > 0) {
+    for (const recipient of data.recipients.slice(0, MAX_NAMED)) if (recipient !== '' && recipient !== sender) join(state, recipient, seq).waitingSeq = seq
+  } else if (event.type === 'message.received' && (data.messageType === 'SessionStart' || data.messageType === 'Proposal')) {
+    state.broadcastSeq = seq
+    state.broadcastBy = sender === undefined ? '' : idOf(sender)
+  }
+}
+
+export const participants = defineSection({
+  name: 'participants',
+  initial: (): ParticipantsFold => ({ participants: new Map(), total: 0, broadcastSeq: 0, broadcastBy: '', dropped: 0, truncated: 0 }),
+  onEvery(state, event) {
+    const sender = senderOf(event)
+    if (sender !== undefined) touch(state, sender, event)
+  },
+  on: {
+    'run.created'(state, { seq, data }) {
+      declare(state, seq, field(data, 'participants'))
+    },
+    'session.bound'(state, { seq, data }) {
+      declare(state, seq, field(data, 'participants'))
+    },
+    'participant.seen'(state, { seq, subject, data }) {
+      const participant = join(state, data.participantId ?? subject.id, seq)
+      participant.role = clipped(state, data.role, MAX_LABEL_BYTES) ?? participant.role
+    },
+    'progress.reported'(state, event) {
+      if (event.subject.kind === 'participant' && senderOf(event) === undefined) touch(state, event.subject.id, event)
+    },
+    'message.sent': address,
+    'message.received': address,
+  },
+  // An array, as macp dashboards read it; what was dropped is in the counts of the graph, which shows the same participants.
+  view(state, folds: Readonly<{ run: RunFold }>) {
+    const lastActive = lastActiveOf(state)
+    return [...state.participants.values()].map((participant) => {
+      const { joinedSeq, activeSeq, waitingSeq, ...known } = participant
+      return { ...present(known), status: statusOf(state, participant, folds.run, lastActive) }
+    })
+  },
+})
+
+export function lastActiveOf(state: ParticipantsFold): Participant | undefined {
+  let last: Participant | undefined
+  for (const participant of state.participants.values()) if (participant.activeSeq > (last?.activeSeq ?? 0)) last = participant
+  return last
+}
+
+export function statusOf(state: ParticipantsFold, participant: Participant, run: RunFold, lastActive: Participant | undefined): ParticipantStatus {
+  if (isTerminal(run.status)) {
+    if (participant.activeSeq === 0) return 'skipped'
+    return run.status === 'failed' && participant === lastActive ? 'failed' : 'completed'
+  }
+  const { broadcastSeq, broadcastBy } = state
+  const addressed = participant.joinedSeq <= broadcastSeq && participant.participantId !== broadcastBy
+  if (Math.max(participant.waitingSeq, addressed ? broadcastSeq : 0) > participant.activeSeq) return 'waiting'
+  return participant.activeSeq > 0 ? 'active' : 'idle'
+}
+
+/** How many votes make a quorum: the voters, or, where no one has that role, all participants. */
+export function electorate(state: ParticipantsFold): number {
+  let voters = 0
+  for (const participant of state.participants.values()) if (participant.role === 'voter') voters += 1
+  return voters > 0 ? voters : state.total
+}
