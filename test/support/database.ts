@@ -25,24 +25,33 @@ const TEMPLATE_LOCK = 0x7465_6d70
 /** The server that the tests may use, where there is one: a superuser's URL. */
 export const serverUrl = process.env.TEST_DATABASE_URL
 
-/** A fresh database on the shared embedded cluster; with `server`, on the server (which has to be given). */
-export async function testDatabase(t: Teardown, options: { server?: boolean; poolMax?: number } = {}): Promise<Database> {
+interface TestDatabaseOptions {
+  /** On the server at TEST_DATABASE_URL, which has to be there. */
+  server?: boolean
+  /** Without tables. */
+  empty?: boolean
+  poolMax?: number
+}
+
+/** A database of its own on the shared embedded cluster, or on the server; dropped when the test ends. */
+export async function testDatabase(t: Teardown, options: TestDatabaseOptions = {}): Promise<Database> {
   const poolMax = options.poolMax ?? POOL_MAX
   if (options.server) {
     if (!serverUrl) throw new Error('TEST_DATABASE_URL is not set')
     const admin = postgres(serverUrl, { max: 1, onnotice: () => {} })
     const url = (name: string) => Object.assign(new URL(serverUrl ?? ''), { pathname: `/${name}` }).href
-    const open = (name: string, max: number) => openDatabase({ databaseUrl: url(name), dataDir: '', poolMax: max, logger: silent })
-    return clone(t, admin, (name) => open(name, poolMax))
+    return create(t, admin, options, (name) => openDatabase({ databaseUrl: url(name), dataDir: '', poolMax, logger: silent }))
   }
   const cluster = await startEmbedded({ dataDir: sharedFolder(), poolMax: 500, logger: silent })
   const admin = postgres({ path: cluster.socketPath, user: cluster.user, database: cluster.database, max: 1, onnotice: () => {} })
   t.teardown(() => cluster.close())
-  return clone(t, admin, async (name) => onEmbedded(cluster.socketPath, cluster.user, name, `embedded test database ${name}`, poolMax, async () => {}))
+  return create(t, admin, options, async (name) =>
+    onEmbedded(cluster.socketPath, cluster.user, name, `embedded test database ${name}`, poolMax, async () => {}),
+  )
 }
 
 /** The same on the server at TEST_DATABASE_URL; undefined where there is none. */
-export async function serverDatabase(t: Teardown, options: { poolMax?: number } = {}): Promise<Database | undefined> {
+export async function serverDatabase(t: Teardown, options: Omit<TestDatabaseOptions, 'server'> = {}): Promise<Database | undefined> {
   return serverUrl ? testDatabase(t, { ...options, server: true }) : undefined
 }
 
@@ -54,8 +63,8 @@ function sharedFolder(): string {
   return folder
 }
 
-async function clone(t: Teardown, admin: postgres.Sql, open: (name: string) => Promise<Database>): Promise<Database> {
-  const template = await migratedTemplate(admin, open)
+async function create(t: Teardown, admin: postgres.Sql, { empty }: TestDatabaseOptions, open: (name: string) => Promise<Database>): Promise<Database> {
+  const template = empty ? 'template0' : await migratedTemplate(admin, open)
   const name = `rp_test_${process.pid}_${randomBytes(4).toString('hex')}`
   await admin`create database ${admin(name)} template ${admin(template)}`
   const database = await open(name)
