@@ -1,0 +1,130 @@
+/**
+ * The composition root: everything that one instance is made of, wired up once.
+ *
+ * Shutting down goes the way that requests come: streams end so that their readers reconnect elsewhere, requests are answered,
+ * the last groups commit, snapshots are saved. The database is its opener's to close.
+ */
+
+import sensible from '@fastify/sensible'
+import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
+import Fastify, { type FastifyBaseLogger, type FastifyInstance } from 'fastify'
+import { createKeys, type Keys } from './access/keys.js'
+import type { Config } from './config.js'
+import type { Database } from './db/client.js'
+import { migrationsCurrent } from './db/migrate.js'
+import { CanonicalEventSchema } from './domain/canonical-event.js'
+import { uuidv7 } from './domain/ids.js'
+import { accessPlugin } from './http/plugins/access.js'
+import { bodiesPlugin } from './http/plugins/bodies.js'
+import { corsPlugin } from './http/plugins/cors.js'
+import { docsPlugin } from './http/plugins/docs.js'
+import { errorsPlugin } from './http/plugins/errors.js'
+import { requestsPlugin } from './http/plugins/requests.js'
+import { appendRoutes } from './http/routes/append.js'
+import { docsRoutes } from './http/routes/docs.js'
+import { eventsRoutes } from './http/routes/events.js'
+import { healthRoutes } from './http/routes/health.js'
+import { keysRoutes } from './http/routes/keys.js'
+import { runsRoutes } from './http/routes/runs.js'
+import { streamRoutes } from './http/routes/stream.js'
+import { AppendAnswer } from './http/schemas/append.js'
+import { serverOptions } from './http/server-options.js'
+import { createGroupCommit } from './log/group-commit.js'
+import { createLogReader } from './log/read.js'
+import { createRunKeys } from './log/run-keys.js'
+import { createStates } from './log/states.js'
+import { createWake } from './log/wake.js'
+import { createMetrics } from './ops/metrics.js'
+import { createLifecycle } from './runs/lifecycle.js'
+import { type Snapshots, startSnapshots } from './runs/snapshots.js'
+import { createRunStates } from './runs/state.js'
+import { createHub } from './tail/hub.js'
+
+export interface AppOptions {
+  config: Config
+  /** Open and migrated. */
+  database: Database
+  logger: FastifyBaseLogger
+  keys?: Keys
+}
+
+/** An instance that is ready to listen or to be injected into. `close()` ends all that it started, but not the database. */
+export async function buildApp({
+  config,
+  database,
+  logger,
+  keys = createKeys(database, { adminApiKey: config.ADMIN_API_KEY }),
+}: AppOptions): Promise<FastifyInstance> {
+  const { sql } = database
+  const metrics = createMetrics()
+  const reader = createLogReader({ sql })
+  const runKeys = createRunKeys(sql)
+  let snapshots: Snapshots | undefined
+  const states = createStates({ maxRuns: config.STATE_CACHE_RUNS, onEvict: (hot) => snapshots?.evicted(hot) })
+  snapshots = startSnapshots({ sql, states, everyEvents: config.SNAPSHOT_EVERY_EVENTS, log: logger })
+  const hub = createHub({ log: reader, logger })
+  const wake = createWake({ database, instanceId: uuidv7(), logger, pollMs: config.STREAM_POLL_MS })
+  const log = createGroupCommit({
+    sql,
+    states,
+    committers: Math.min(config.COMMITTERS, config.DB_POOL_MAX - 1),
+    maxQueuedEvents: config.MAX_QUEUED_EVENTS,
+    log: logger,
+    onCommitted(batches) {
+      for (const batch of batches) {
+        hub.committed(batch)
+        wake.publish(batch.runKey)
+      }
+    },
+    onGroup({ events, durationMs }) {
+      metrics.appendGroupEvents.observe(events)
+      metrics.commitSeconds.observe(durationMs / 1000)
+      metrics.queuedEvents.set(log.queuedEvents)
+    },
+  })
+  const lifecycle = createLifecycle({ sql, log })
+  const runStates = createRunStates({ sql, states })
+
+  const app = Fastify(serverOptions(config, logger)).withTypeProvider<TypeBoxTypeProvider>()
+  await app.register(errorsPlugin)
+  await app.register(sensible)
+  await app.register(requestsPlugin, { metrics })
+  await app.register(corsPlugin, { config })
+  await app.register(accessPlugin, { keys, config })
+  await app.register(bodiesPlugin, { config })
+  await app.register(docsPlugin)
+
+  app.addSchema(CanonicalEventSchema)
+  app.addSchema(AppendAnswer)
+  await app.register(runsRoutes, { sql, lifecycle, runStates, runKeys })
+  await app.register(appendRoutes, { config, log, runKeys, metrics })
+  await app.register(eventsRoutes({ log: reader }))
+  await app.register(streamRoutes({ hub, log: reader, config, snapshotOf: (run) => runStates.read(run) }))
+  await app.register(keysRoutes({ keys }))
+  await app.register(
+    healthRoutes({
+      metrics,
+      checks: {
+        database: () => sql`select 1`,
+        migrations: async () => {
+          if (!(await migrationsCurrent(sql))) throw new Error('the migrations of the database are not those of this version')
+        },
+        wake: async () => {
+          if (!wake.healthy()) throw new Error('the wake channel is not connected')
+        },
+      },
+    }),
+  )
+  await app.register(docsRoutes())
+
+  app.addHook('preClose', async () => {
+    hub.close()
+  })
+  app.addHook('onClose', async () => {
+    await log.close()
+    await snapshots.close()
+    await wake.close()
+  })
+  await wake.start(hub)
+  return app
+}

@@ -1,0 +1,101 @@
+/** What a client sends to create a run: the native command, or the body of a macp RunDescriptor, which becomes one. */
+import { type Static, Type } from '@sinclair/typebox'
+import { RUN_ID_PATTERN } from './ids.js'
+
+const name = Type.String({ minLength: 1, maxLength: 256 })
+const json = Type.Record(Type.String(), Type.Unknown())
+const closed = { additionalProperties: false } as const
+const open = { additionalProperties: true } as const
+
+export const Participant = Type.Object({ id: name, role: Type.Optional(name) }, open)
+export const Tags = Type.Array(Type.String({ minLength: 1, maxLength: 128 }), { maxItems: 100 })
+
+/** Where the service reads a run's events itself. */
+export const RunSource = Type.Object(
+  {
+    url: Type.String({ minLength: 1, maxLength: 4096 }),
+    format: Type.Optional(name),
+    headers: Type.Optional(Type.Record(Type.String(), Type.String())),
+    resume: Type.Optional(Type.Union([Type.Literal('last-event-id'), Type.Literal('query')])),
+    idleTimeoutMs: Type.Optional(Type.Integer({ minimum: 1 })),
+  },
+  closed,
+)
+
+export const CreateRun = Type.Object(
+  {
+    id: Type.Optional(Type.String({ pattern: RUN_ID_PATTERN, description: 'chosen by the client; without one the service makes a UUIDv7' })),
+    name: Type.Optional(name),
+    kind: Type.Optional(name),
+    queue: Type.Optional(name),
+    priority: Type.Optional(Type.Integer({ minimum: -1_000_000, maximum: 1_000_000 })),
+    availableAt: Type.Optional(Type.String({ format: 'date-time' })),
+    input: Type.Optional(Type.Unknown()),
+    metadata: Type.Optional(json),
+    tags: Type.Optional(Tags),
+    participants: Type.Optional(Type.Array(Participant, { maxItems: 1000 })),
+    session: Type.Optional(json),
+    source: Type.Optional(RunSource),
+    parentRunId: Type.Optional(Type.String({ pattern: RUN_ID_PATTERN })),
+    maxAttempts: Type.Optional(Type.Integer({ minimum: 1, maximum: 1000 })),
+    leaseMs: Type.Optional(Type.Integer({ minimum: 1000, maximum: 86_400_000 })),
+  },
+  { ...closed, $id: 'CreateRun' },
+)
+export type CreateRun = Static<typeof CreateRun>
+
+/** The macp RunDescriptor, as far as it is read; what else is in it is kept with the run. */
+export const RunDescriptor = Type.Object(
+  {
+    mode: Type.Optional(name),
+    runtime: Type.Optional(json),
+    session: Type.Object(
+      {
+        sessionId: Type.Optional(name),
+        modeName: Type.Optional(name),
+        modeVersion: Type.Optional(name),
+        configurationVersion: Type.Optional(name),
+        policyVersion: Type.Optional(name),
+        ttlMs: Type.Optional(Type.Integer({ minimum: 1 })),
+        participants: Type.Optional(Type.Array(Participant, { maxItems: 1000 })),
+        metadata: Type.Optional(json),
+      },
+      open,
+    ),
+    execution: Type.Optional(
+      Type.Object(
+        {
+          idempotencyKey: Type.Optional(Type.String({ minLength: 1, maxLength: 255 })),
+          tags: Type.Optional(Tags),
+          requester: Type.Optional(json),
+        },
+        open,
+      ),
+    ),
+  },
+  { ...closed, $id: 'RunDescriptor' },
+)
+export type RunDescriptor = Static<typeof RunDescriptor>
+
+/** The two forms are told apart by the fields that only a descriptor has. */
+export function isRunDescriptor(body: unknown): boolean {
+  if (typeof body !== 'object' || body === null) return false
+  return 'runtime' in body || 'execution' in body || 'mode' in body
+}
+
+/** What both forms come to. */
+export interface RunPlan extends CreateRun {
+  idempotencyKey?: string | undefined
+  /** Kept with the run as it came. */
+  descriptor?: RunDescriptor | undefined
+}
+
+export function planOfDescriptor(descriptor: RunDescriptor): RunPlan {
+  const { session, execution, mode, runtime } = descriptor
+  const metadata: Record<string, unknown> = { ...session.metadata }
+  if (execution?.requester) metadata.requester = execution.requester
+  if (mode) metadata.mode = mode
+  if (runtime) metadata.runtime = runtime
+  const { participants, metadata: _, ...rest } = session
+  return { kind: 'macp', tags: execution?.tags, participants, session: rest, metadata, idempotencyKey: execution?.idempotencyKey, descriptor }
+}

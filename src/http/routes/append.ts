@@ -1,0 +1,198 @@
+/**
+ * `POST /runs/:id/events` and `POST /ingest/explain`: the wire's end of the append.
+ * A JSON body is one slice, stored whole in one transaction; an NDJSON body is cut into slices as it arrives, each stored
+ * before the next is read. Slices are cut by count and bytes only, so that a repeat of the same body is cut the same.
+ */
+import { createHash } from 'node:crypto'
+import type { IncomingMessage } from 'node:http'
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { Type } from '@sinclair/typebox'
+import type { Config } from '../../config.js'
+import { RunplaneError, runNotFound } from '../../errors.js'
+import { explain } from '../../ingest/explain.js'
+import type { Format } from '../../ingest/format.js'
+import { createNdjsonSplitter, type ItemLimits, type RawItem, splitJsonBody } from '../../ingest/json-items.js'
+import { formatFor, normalizeItem } from '../../ingest/normalize.js'
+import type { AppendItem, AppendReceipt, AppendRequest, ProducerHeaders } from '../../log/append-request.js'
+import type { GroupCommit } from '../../log/group-commit.js'
+import type { RunKeys } from '../../log/run-keys.js'
+import type { Metrics } from '../../ops/metrics.js'
+import { createTally } from '../append-tally.js'
+import { AppendAnswer, type AppendHeaders, AppendHeaders as AppendHeadersSchema, AppendQuery } from '../schemas/append.js'
+import { reference } from '../schemas/reference.js'
+import { RunParams } from '../schemas/run.js'
+
+/** Bytes of one slice of an NDJSON body. */
+const SLICE_BYTES = 1024 * 1024
+const NDJSON = /^application\/(x-ndjson|ndjson|jsonl|x-jsonlines)\b/i
+
+export interface AppendRoutesDeps {
+  config: Pick<Config, 'MAX_EVENT_BYTES' | 'MAX_BATCH_EVENTS' | 'MAX_BODY_BYTES'>
+  log: GroupCommit
+  runKeys: RunKeys
+  metrics: Pick<Metrics, 'eventsAppended'>
+}
+
+export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (app, { config, log, runKeys, metrics }) => {
+  const limits: ItemLimits = { maxEventBytes: config.MAX_EVENT_BYTES, maxEvents: config.MAX_BATCH_EVENTS }
+
+  // Bodies are cut by their bytes, so nothing may parse them before.
+  app.removeAllContentTypeParsers()
+  app.addContentTypeParser(NDJSON, (_request, payload, done) => done(null, payload))
+  app.addContentTypeParser('*', { parseAs: 'buffer' }, (_request, body, done) => done(null, body))
+
+  app.post(
+    '/runs/:id/events',
+    {
+      config: { role: 'member' },
+      schema: {
+        operationId: 'postEvents',
+        tags: ['events'],
+        summary: 'Post events to a run',
+        description:
+          'One event, an array, `{"events":[...]}`, or a line each (application/x-ndjson, of any length). Durable when answered. Formats: docs/FORMATS.md.',
+        params: RunParams,
+        querystring: AppendQuery,
+        headers: AppendHeadersSchema,
+        response: { 200: reference(AppendAnswer), 207: reference(AppendAnswer), 422: reference(AppendAnswer) },
+      },
+    },
+    async (request, reply) => {
+      const { access, headers, body } = request
+      const runId = request.params.id
+      const format = formatFor(request.headers['content-type'], request.query.format)
+      const producer = producerOf(headers)
+      const tally = createTally(/\breturn=minimal\b/i.test(headers.prefer ?? ''))
+      const idempotencyKey = headers['idempotency-key']
+      let slice = 0
+
+      const append = async (items: RawItem[], hash: () => string): Promise<void> => {
+        const appendItems = items.map((item) => toAppendItem(item, format, access.keyName))
+        const base = producer ? `p:${producer.id.length}:${producer.id}:${producer.epoch}:${producer.seq}` : idempotencyKey && `k:${idempotencyKey}`
+        const receipt = await store(access.workspaceId, runId, {
+          receivedAt: new Date().toISOString(),
+          items: appendItems,
+          ...(slice === 0 && headers['if-match'] !== undefined && { ifMatch: Number(headers['if-match'].slice(1, -1)) }),
+          ...(producer && { producer }),
+          ...(base && { requestKey: { key: `${base}:${slice}`, hash: hash() } }),
+        })
+        slice++
+        tally.add(receipt)
+        let stored = 0
+        for (const result of receipt.results) if (result.status === 'stored') stored++
+        if (stored > 0) metrics.eventsAppended.inc({ format: format.name }, stored)
+      }
+
+      if (Buffer.isBuffer(body)) await append(splitJsonBody(body, limits), () => sha256(body))
+      else if (isStream(body)) {
+        // The run is looked for first: nobody should send a gigabyte to learn that there is none.
+        if ((await runKeys.find(access.workspaceId, runId)) === undefined) throw runNotFound(runId)
+        for await (const { items, hash } of slices(body, limits)) {
+          await log.whenRoom()
+          await append(items, hash)
+        }
+        if (slice === 0) throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send a JSON object a line.')
+      } else throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send one JSON object, an array of objects, or {"events":[...]}.')
+
+      if (producer) reply.header('producer-epoch', producer.epoch).header('producer-seq', producer.seq)
+      return reply.code(tally.status()).send(tally.answer(runId))
+    },
+  )
+
+  app.post(
+    '/ingest/explain',
+    {
+      config: { role: 'guest' },
+      schema: {
+        operationId: 'explainIngest',
+        tags: ['events'],
+        summary: 'Show what a payload would become, without storing it',
+        querystring: AppendQuery,
+        response: { 200: Type.Unknown() },
+      },
+    },
+    async (request) => {
+      const { body } = request
+      const format = formatFor(request.headers['content-type'], request.query.format)
+      const items: RawItem[] = []
+      if (Buffer.isBuffer(body)) items.push(...splitJsonBody(body, limits))
+      else if (isStream(body)) {
+        for await (const slice of slices(body, limits)) {
+          items.push(...slice.items)
+          if (items.length > limits.maxEvents)
+            throw new RunplaneError('PAYLOAD_TOO_LARGE', `At most ${limits.maxEvents} events are explained at once (MAX_BATCH_EVENTS).`)
+        }
+      }
+      if (items.length === 0) throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send what you would post to a run.')
+      return explain(format, items, { defaultSource: request.access.keyName })
+    },
+  )
+
+  async function store(workspaceId: string, runId: string, request: Omit<AppendRequest, 'runKey'>): Promise<AppendReceipt> {
+    // A key that is remembered may be of a run that was deleted and made anew: then it is looked up once more.
+    for (let attempt = 0; attempt < 2; attempt++) {
+      const runKey = await runKeys.find(workspaceId, runId)
+      if (runKey === undefined) break
+      const outcome = await log.append({ ...request, runKey })
+      if (outcome.kind === 'done') return outcome.receipt
+      if (outcome.kind === 'refused') throw outcome.error
+      runKeys.forget(workspaceId, runId)
+    }
+    throw runNotFound(runId)
+  }
+}
+
+function toAppendItem(item: RawItem, format: Format, defaultSource: string): AppendItem {
+  if (!item.ok) return { text: '', format: format.name, normalized: { ok: false, code: item.code, detail: item.detail } }
+  return { text: item.text, format: format.name, normalized: normalizeItem(format, item.value, { defaultSource }) }
+}
+
+function producerOf(headers: AppendHeaders): ProducerHeaders | undefined {
+  const { 'producer-id': id, 'producer-epoch': epoch, 'producer-seq': seq } = headers
+  if (id === undefined && epoch === undefined && seq === undefined) return undefined
+  const producer = { id: id ?? '', epoch: Number(epoch), seq: Number(seq) }
+  if (id === undefined || epoch === undefined || seq === undefined || !Number.isSafeInteger(producer.epoch) || !Number.isSafeInteger(producer.seq)) {
+    throw new RunplaneError(
+      'VALIDATION_ERROR',
+      'Producer-Id, Producer-Epoch and Producer-Seq go together; the last two are integers from 0 to 9007199254740991.',
+    )
+  }
+  return producer
+}
+
+/** Cuts a stream of lines into slices of at most `maxEvents` items, or SLICE_BYTES. */
+async function* slices(body: IncomingMessage, limits: ItemLimits): AsyncGenerator<{ items: RawItem[]; hash: () => string }> {
+  const splitter = createNdjsonSplitter(limits)
+  let items: RawItem[] = []
+  let bytes = 0
+  const cut = () => {
+    const slice = items
+    items = []
+    bytes = 0
+    return { items: slice, hash: () => hashOfItems(slice) }
+  }
+  const take = function* (found: RawItem[]) {
+    for (const item of found) {
+      items.push(item)
+      bytes += item.ok ? item.text.length : 0
+      if (items.length >= limits.maxEvents || bytes >= SLICE_BYTES) yield cut()
+    }
+  }
+  for await (const chunk of body) yield* take(splitter.feed(chunk as Buffer))
+  // A body that was cut off ends here as well: without its end, its last line is not one.
+  if (!body.complete) throw new RunplaneError('VALIDATION_ERROR', 'The body broke off. What came before is stored; send the request again to go on.')
+  yield* take(splitter.end())
+  if (items.length > 0) yield cut()
+}
+
+function hashOfItems(items: RawItem[]): string {
+  const hash = createHash('sha256')
+  for (const item of items) hash.update(item.ok ? item.text : item.detail).update('\n')
+  return hash.digest('hex')
+}
+
+const sha256 = (body: Buffer) => createHash('sha256').update(body).digest('hex')
+
+function isStream(body: unknown): body is IncomingMessage {
+  return typeof body === 'object' && body !== null && 'pipe' in body
+}

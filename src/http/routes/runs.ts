@@ -1,0 +1,202 @@
+/** Runs: create, validate, list, get, state, rebuild. */
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import { Type } from '@sinclair/typebox'
+import type { Sql } from '../../db/client.js'
+import { RUN_STATUSES, type RunStatus } from '../../domain/run.js'
+import { CreateRun, RunDescriptor } from '../../domain/run-request.js'
+import { RunplaneError, runNotFound } from '../../errors.js'
+import type { RunKeys } from '../../log/run-keys.js'
+import type { Lifecycle } from '../../runs/lifecycle.js'
+import { listRuns } from '../../runs/list.js'
+import { getRun, RunRecord } from '../../runs/record.js'
+import type { RunStates, StateAnswer } from '../../runs/state.js'
+import type { ErrorObject } from '../run-plan.js'
+import { checkRun, planRun } from '../run-plan.js'
+import { reference } from '../schemas/reference.js'
+import { ListRunsQuery, RunParams, StateQuery } from '../schemas/run.js'
+
+export interface RunsRoutesDeps {
+  sql: Sql
+  lifecycle: Lifecycle
+  runStates: RunStates
+  runKeys: RunKeys
+}
+
+const JSON_TYPE = 'application/json; charset=utf-8'
+const Body = Type.Unknown({ description: 'a CreateRun, or a macp RunDescriptor' })
+const State = Type.Object({ runId: Type.String(), version: Type.Integer(), schemaVersion: Type.Integer(), state: Type.Unknown() }, { $id: 'RunStateAnswer' })
+
+export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app, { sql, lifecycle, runStates, runKeys }) => {
+  for (const schema of [CreateRun, RunDescriptor, RunRecord, State]) app.addSchema(schema)
+  const record = reference(RunRecord)
+  // Sent as text, see stateText.
+  const stateAnswer = Type.Unsafe<string>({ $ref: 'RunStateAnswer#' })
+  const body = { ...Body, anyOf: [{ $ref: 'CreateRun#' }, { $ref: 'RunDescriptor#' }] }
+
+  app.post(
+    '/runs',
+    {
+      config: { role: 'member' },
+      // The two forms are checked by hand, so that an error tells about the form that was meant.
+      validatorCompiler: () => () => true,
+      schema: {
+        operationId: 'createRun',
+        tags: ['runs'],
+        summary: 'Create a run',
+        body,
+        headers: Type.Object({ 'idempotency-key': Type.Optional(Type.String({ minLength: 1, maxLength: 255 })) }),
+        response: { 200: record, 201: record },
+      },
+    },
+    async (request, reply) => {
+      const idempotencyKey = request.headers['idempotency-key']
+      if (idempotencyKey !== undefined && (idempotencyKey.length === 0 || idempotencyKey.length > 255)) {
+        throw new RunplaneError('VALIDATION_ERROR', 'Idempotency-Key has 1 to 255 characters.')
+      }
+      const plan = planRun(request.body)
+      const { runId, created } = await lifecycle.create(request.access.workspaceId, { ...plan, idempotencyKey: idempotencyKey ?? plan.idempotencyKey })
+      const run = await getRun(sql, request.access.workspaceId, runId)
+      return reply
+        .code(created ? 201 : 200)
+        .header('location', `/runs/${encodeURIComponent(runId)}`)
+        .send(run)
+    },
+  )
+
+  app.post(
+    '/runs/validate',
+    {
+      config: { role: 'guest' },
+      validatorCompiler: () => () => true,
+      schema: {
+        operationId: 'validateRun',
+        tags: ['runs'],
+        summary: 'Check what would create a run, without creating it',
+        body,
+        response: {
+          200: Type.Object({
+            valid: Type.Boolean(),
+            errors: Type.Array(Type.Object({ path: Type.String(), message: Type.String() })),
+            warnings: Type.Array(Type.String()),
+          }),
+        },
+      },
+    },
+    async (request) => {
+      const errors: ErrorObject[] = checkRun(request.body)
+      return { valid: errors.length === 0, errors, warnings: [] }
+    },
+  )
+
+  app.get(
+    '/runs',
+    {
+      config: { role: 'guest' },
+      schema: {
+        operationId: 'listRuns',
+        tags: ['runs'],
+        summary: 'List runs',
+        querystring: ListRunsQuery,
+        response: { 200: Type.Object({ data: Type.Array(record), nextCursor: Type.Optional(Type.String()), total: Type.Optional(Type.Integer()) }) },
+      },
+    },
+    async (request) => {
+      const { query } = request
+      return listRuns(sql, request.access.workspaceId, {
+        ...query,
+        status: statuses(query.status),
+        tags: listOf(query.tags),
+        includeArchived: query.includeArchived ?? false,
+        sort: query.sort ?? 'createdAt',
+        order: query.order ?? 'desc',
+        limit: query.limit ?? 50,
+        count: query.count ?? false,
+      })
+    },
+  )
+
+  app.get(
+    '/runs/:id',
+    { config: { role: 'guest' }, schema: { operationId: 'getRun', tags: ['runs'], summary: 'Get a run', params: RunParams, response: { 200: record } } },
+    async (request) => getRun(sql, request.access.workspaceId, request.params.id),
+  )
+
+  app.get(
+    '/runs/:id/state',
+    {
+      config: { role: 'guest' },
+      schema: {
+        operationId: 'getRunState',
+        tags: ['runs'],
+        summary: 'Get the state of a run, folded from its events',
+        params: RunParams,
+        querystring: StateQuery,
+        headers: Type.Object({ 'if-none-match': Type.Optional(Type.String()) }),
+        response: { 200: stateAnswer, 304: Type.Unsafe<undefined>({ type: 'null', description: 'as it was' }) },
+      },
+    },
+    async (request, reply) => {
+      const run = await find(request.access.workspaceId, request.params.id)
+      const known = request.headers['if-none-match']
+      const { seq } = request.query
+      if (known !== undefined && seq === undefined) {
+        const [row] = await sql<{ last_seq: number }[]>`select last_seq from runs where key = ${run.key}`
+        if (row && matches(known, row.last_seq)) return reply.header('etag', `"${row.last_seq}"`).code(304).send(undefined)
+      }
+      const answer = await runStates.read(run, seq)
+      reply.header('etag', `"${answer.version}"`).header('cache-control', 'no-cache')
+      if (known !== undefined && matches(known, answer.version)) return reply.code(304).send(undefined)
+      return reply.type(JSON_TYPE).send(stateText(run.id, answer))
+    },
+  )
+
+  app.post(
+    '/runs/:id/projection/rebuild',
+    {
+      config: { role: 'member' },
+      schema: {
+        operationId: 'rebuildProjection',
+        tags: ['runs'],
+        summary: 'Fold the state of a run anew from its log',
+        params: RunParams,
+        response: { 200: stateAnswer },
+      },
+    },
+    async (request, reply) => {
+      const run = await find(request.access.workspaceId, request.params.id)
+      return reply.type(JSON_TYPE).send(stateText(run.id, await runStates.rebuild(run)))
+    },
+  )
+
+  async function find(workspaceId: string, id: string): Promise<{ key: string; id: string }> {
+    const key = await runKeys.find(workspaceId, id)
+    if (key === undefined) throw runNotFound(id)
+    return { key, id }
+  }
+}
+
+/** The answer as text: going through objects again would cost more than folding the state. */
+function stateText(runId: string, { version, schemaVersion, stateJson }: StateAnswer): string {
+  return `{"runId":${JSON.stringify(runId)},"version":${version},"schemaVersion":${schemaVersion},"state":${stateJson}}`
+}
+
+/** If-None-Match: `*`, or a list of tags, weak or strong (RFC 9110, section 13.1.2). */
+function matches(header: string, version: number): boolean {
+  return header.trim() === '*' || header.split(',').some((tag) => tag.trim().replace(/^W\//, '') === `"${version}"`)
+}
+
+function listOf(text: string | undefined): string[] | undefined {
+  const values = text
+    ?.split(',')
+    .map((value) => value.trim())
+    .filter((value) => value !== '')
+  return values && values.length > 0 ? values : undefined
+}
+
+function statuses(text: string | undefined): RunStatus[] | undefined {
+  return listOf(text)?.map((value) => {
+    const status = RUN_STATUSES.find((known) => known === value)
+    if (status === undefined) throw new RunplaneError('VALIDATION_ERROR', `status: '${value}' is not a status. There are: ${RUN_STATUSES.join(', ')}.`)
+    return status
+  })
+}

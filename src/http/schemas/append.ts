@@ -1,0 +1,47 @@
+/** `POST /runs/:id/events`: what is asked and what is answered. */
+import { type Static, Type } from '@sinclair/typebox'
+import { ERROR_CATALOGUE, type ErrorCode } from '../../errors.js'
+
+export const AppendQuery = Type.Object({
+  format: Type.Optional(Type.String({ description: 'the ingest format, where the content type does not tell: native, jobs, macp' })),
+})
+
+const wholeNumber = Type.String({ pattern: '^(0|[1-9][0-9]{0,15})$' })
+
+export const AppendHeaders = Type.Object({
+  'idempotency-key': Type.Optional(Type.String({ minLength: 1, maxLength: 255 })),
+  'if-match': Type.Optional(Type.String({ pattern: '^"(0|[1-9][0-9]{0,15})"$', description: 'the head that the run must have, such as "12"' })),
+  'producer-id': Type.Optional(Type.String({ minLength: 1, maxLength: 255 })),
+  'producer-epoch': Type.Optional(wholeNumber),
+  'producer-seq': Type.Optional(wholeNumber),
+  prefer: Type.Optional(Type.String()),
+  'x-worker-id': Type.Optional(Type.String({ maxLength: 255 })),
+})
+export type AppendHeaders = Static<typeof AppendHeaders>
+
+const ItemResult = Type.Object({
+  index: Type.Integer({ minimum: 0 }),
+  status: Type.Union([Type.Literal('stored'), Type.Literal('duplicate'), Type.Literal('rejected')]),
+  seqs: Type.Array(Type.Integer({ minimum: 1 }), { description: 'the canonical events that came of it; of a duplicate the original ones' }),
+  rawSeq: Type.Union([Type.Integer({ minimum: 1 }), Type.Null()]),
+  code: Type.Optional(Type.Unsafe<ErrorCode>({ type: 'string', enum: Object.keys(ERROR_CATALOGUE) })),
+  detail: Type.Optional(Type.String()),
+})
+
+export const AppendAnswer = Type.Object(
+  {
+    runId: Type.String(),
+    accepted: Type.Integer({ minimum: 0 }),
+    duplicates: Type.Integer({ minimum: 0 }),
+    rejected: Type.Integer({ minimum: 0 }),
+    firstSeq: Type.Union([Type.Integer({ minimum: 1 }), Type.Null()], { description: 'of the stored and the duplicate items; null where there are none' }),
+    lastSeq: Type.Union([Type.Integer({ minimum: 1 }), Type.Null()]),
+    headSeq: Type.Integer({ minimum: 0 }),
+    results: Type.Optional(Type.Array(ItemResult)),
+    truncatedResults: Type.Optional(
+      Type.Integer({ minimum: 1, description: 'NDJSON only: results past the first 10,000 that were not rejected are counted, not listed' }),
+    ),
+  },
+  { $id: 'AppendAnswer' },
+)
+export type AppendAnswer = Static<typeof AppendAnswer>

@@ -1,0 +1,71 @@
+/** What is asked of the log, and what it answers. */
+import type { DraftEvent } from '../domain/canonical-event.js'
+import type { RunStatus } from '../domain/run.js'
+import type { ErrorCode, RunplaneError } from '../errors.js'
+import type { Normalized, Rejected } from '../ingest/format.js'
+import type { FoldState } from '../projections/fold.js'
+
+/** One raw event: its exact text, and what its format made of it. */
+export interface AppendItem {
+  text: string
+  format: string
+  normalized: Normalized | Rejected
+}
+
+export interface ProducerHeaders {
+  id: string
+  epoch: number
+  seq: number
+}
+
+/** The columns of a new run. Times are RFC 3339 texts, JSON columns are JSON texts. */
+export interface NewRun {
+  key: string
+  workspace_id: string
+  id: string
+  name: string | null
+  kind: string | null
+  queue: string | null
+  priority: number
+  available_at: string | null
+  max_attempts: number | null
+  lease_ms: number | null
+  parent_run_id: string | null
+  input: string | null
+  metadata: string | null
+  tags: string[]
+  descriptor: string | null
+  /** hex */
+  request_hash: string
+  idempotency_key: string | null
+  created_at: string
+}
+
+export interface AppendRequest {
+  runKey: string
+  /** RFC 3339; what `receivedAt` says. */
+  receivedAt: string
+  items: AppendItem[]
+  /** Makes the run first. Where its id or its idempotency key is taken, the outcome is `taken` and nothing is stored. */
+  create?: NewRun
+  /** Events of the control plane itself: decided under the run's lock, after `items`; may throw a RunplaneError to refuse. */
+  decide?: (state: FoldState) => DraftEvent[]
+  /** The request is refused unless the run's head is this seq. */
+  ifMatch?: number
+  producer?: ProducerHeaders
+  /** Names the request, or a slice of it, among the repeats of itself; `hash` (hex SHA-256) tells whether it has the same content. */
+  requestKey?: { key: string; hash: string }
+}
+
+export type ItemResult =
+  | { index: number; status: 'stored' | 'duplicate'; seqs: number[]; rawSeq: number }
+  | { index: number; status: 'rejected'; seqs: number[]; rawSeq: null; code: ErrorCode; detail: string }
+
+export interface AppendReceipt {
+  results: ItemResult[]
+  /** The run's head after this request. */
+  headSeq: number
+  status: RunStatus
+}
+
+export type AppendOutcome = { kind: 'done'; receipt: AppendReceipt } | { kind: 'refused'; error: RunplaneError } | { kind: 'taken' } | { kind: 'missing' }

@@ -1,0 +1,485 @@
+/**
+ * The only writer of events, sequence numbers and run status: one transaction for a group of requests.
+ *
+ * Under the rows' locks, taken in the order of the keys: find repeats, number, fold, insert, update the runs; commit.
+ * Numbers come from inside the transaction, so commit order is seq order and a reader of `after seq` never skips.
+ * What a connection lost at its commit did is asked of Postgres (`pg_xact_status`), never guessed.
+ */
+import { isDeepStrictEqual } from 'node:util'
+import type { Queries, Sql } from '../db/client.js'
+import { type CanonicalEvent, type DraftEvent, EVENT_SCHEMA_VERSION, EVENT_TYPES, isEventType, type Reference } from '../domain/canonical-event.js'
+import { isTerminal, type RunStatus } from '../domain/run.js'
+import { RunplaneError } from '../errors.js'
+import { type FoldState, foldEvent, summary } from '../projections/fold.js'
+import type { AppendItem, AppendOutcome, AppendReceipt, AppendRequest, ItemResult, NewRun } from './append-request.js'
+import type { CommittedBatch, CommittedEvent } from './committed.js'
+import { catchUp, type HotState, loadSnapshots, pgArray } from './states.js'
+
+/** Who the control plane is in `source`. Its events have no raw event: their rawSeq is 0. */
+const CONTROL_PLANE = 'runplane'
+
+interface RunRow {
+  key: string
+  id: string
+  workspace_id: string
+  last_seq: number
+  last_raw_seq: number
+  xid: string
+}
+
+interface StoredRaw {
+  run_key: string
+  source: string
+  event_id: string
+  raw_seq: number
+  first_seq: number
+  seq_count: number
+  body: string
+}
+
+interface ProducerRow {
+  run_key: string
+  producer_id: string
+  epoch: number
+  last_seq: number
+}
+
+interface ReceiptRow {
+  run_key: string
+  request_key: string
+  body_hash: string
+  receipt: string
+}
+
+/** A repeat within the transaction is found among these, a repeat of an earlier one comes from the database. */
+interface KnownEvent {
+  text: string
+  rawSeq: number
+  seqs: number[]
+}
+
+/** One run while its requests are worked off. */
+interface RunWork {
+  row: RunRow
+  state: FoldState
+  firstSeq: number
+  lastSeq: number
+  lastRawSeq: number
+  status: RunStatus
+  committed: CommittedEvent[]
+}
+
+interface Rows {
+  raw: string[]
+  canonical: string[]
+  producers: Map<string, ProducerRow>
+  changedProducers: Set<string>
+  receipts: ReceiptRow[]
+}
+
+export interface GroupResult {
+  outcomes: AppendOutcome[]
+  committed: CommittedBatch[]
+  /** Canonical events stored. */
+  events: number
+}
+
+/** The commit may or may not have happened; carries the transaction's id so that it can be asked for. */
+class CommitUnknown extends Error {
+  constructor(
+    readonly xid: string,
+    cause: unknown,
+  ) {
+    super('the connection was lost at the commit', { cause })
+  }
+}
+
+/** Thrown inside a probe to roll it back. */
+const PROBE = new Error('probe')
+
+/**
+ * Stores a group of requests in one transaction. The caller holds the locks of `hot`, one for each run of the group.
+ * Outcomes are in the order of `requests`. Throws what the database throws: then nothing is stored, and the states are dropped.
+ * @param options.probe does everything but the commit
+ */
+export async function appendGroup(
+  sql: Sql,
+  requests: readonly AppendRequest[],
+  hot: Map<string, HotState>,
+  options: { probe?: boolean } = {},
+): Promise<GroupResult> {
+  let result: GroupResult | undefined
+  let xid: string | undefined
+  try {
+    // Read before the transaction: what is cold costs no lock time.
+    await loadSnapshots(sql, hot.values())
+    await sql.begin(async (tx) => {
+      const worked = await work(tx, requests, hot)
+      xid = worked.xid
+      if (options.probe) throw PROBE
+      result = worked
+    })
+  } catch (error) {
+    if (error === PROBE) {
+      dropStates(hot)
+      return { outcomes: [], committed: [], events: 0 }
+    }
+    if (result && xid !== undefined) {
+      const verdict = await commitVerdict(sql, new CommitUnknown(xid, error))
+      if (verdict === 'committed') return result
+    }
+    dropStates(hot)
+    throw error
+  }
+  if (!result) throw new Error('the transaction ended without a result')
+  return result
+}
+
+function dropStates(hot: Map<string, HotState>): void {
+  for (const one of hot.values()) {
+    one.state = undefined
+    one.savedVersion = 0
+  }
+}
+
+/** Asks until the database answers what became of a transaction (up to 30 s: longer than a restart takes). */
+async function commitVerdict(sql: Sql, unknown: CommitUnknown): Promise<'committed' | 'aborted'> {
+  const deadline = Date.now() + 30_000
+  for (let delayMs = 50; ; delayMs = Math.min(delayMs * 2, 1000)) {
+    try {
+      const [row] = await sql<{ status: string | null }[]>`select pg_xact_status(${unknown.xid}::text::xid8) as status`
+      if (row?.status === 'committed') return 'committed'
+      if (row?.status === 'aborted') return 'aborted'
+    } catch {
+      // Not back yet.
+    }
+    if (Date.now() > deadline)
+      throw new RunplaneError('OVERLOADED', 'The database was lost while it committed. Send the request again with the same event ids.', {
+        cause: unknown,
+        headers: { 'retry-after': '1' },
+      })
+    await new Promise((resolve) => setTimeout(resolve, delayMs))
+  }
+}
+
+async function work(tx: Queries, requests: readonly AppendRequest[], hot: Map<string, HotState>): Promise<GroupResult & { xid: string | undefined }> {
+  const created = await insertRuns(
+    tx,
+    requests.flatMap((request) => (request.create ? [request.create] : [])),
+  )
+  const keys = [...hot.keys()]
+  const rows = await tx<RunRow[]>`
+    select key, id, workspace_id, last_seq, last_raw_seq, pg_current_xact_id()::text as xid
+    from runs where key = any(${pgArray(keys)}::text::uuid[]) order by key for update`
+  const works = new Map<string, RunWork>()
+  for (const row of rows) {
+    const one = hot.get(row.key)
+    if (!one) continue
+    const state = await catchUp(tx, one, row.last_seq)
+    works.set(row.key, {
+      row,
+      state,
+      firstSeq: row.last_seq + 1,
+      lastSeq: row.last_seq,
+      lastRawSeq: row.last_raw_seq,
+      status: state.folds.run.status,
+      committed: [],
+    })
+  }
+
+  const known = await findKnown(tx, requests)
+  const producers = await findProducers(tx, requests)
+  const receipts = await findReceipts(tx, requests)
+  const out: Rows = { raw: [], canonical: [], producers, changedProducers: new Set(), receipts: [] }
+  const outcomes = requests.map((request): AppendOutcome => {
+    const run = works.get(request.runKey)
+    if (request.create && !created.has(request.runKey)) return { kind: 'taken' }
+    if (!run) return { kind: 'missing' }
+    const mark = markOf(run, out)
+    try {
+      return { kind: 'done', receipt: appendOne(request, run, known, receipts, out) }
+    } catch (error) {
+      // A refusal comes before anything of its request is numbered; anything else spoils the state and ends the transaction.
+      if (error instanceof RunplaneError && mark === markOf(run, out)) return { kind: 'refused', error }
+      throw error
+    }
+  })
+  await insertAll(tx, works, out)
+
+  const committed: CommittedBatch[] = []
+  let events = 0
+  for (const run of works.values()) {
+    if (run.committed.length === 0) continue
+    events += run.committed.length
+    committed.push({
+      runKey: run.row.key,
+      runId: run.row.id,
+      workspaceId: run.row.workspace_id,
+      firstSeq: run.firstSeq,
+      lastSeq: run.lastSeq,
+      events: run.committed,
+      status: run.status,
+    })
+  }
+  return { outcomes, committed, events, xid: rows[0]?.xid }
+}
+
+function markOf(run: RunWork, out: Rows): number {
+  return run.lastSeq + run.lastRawSeq + out.receipts.length + out.changedProducers.size
+}
+
+/** Works off one request: the checks that may refuse it, then its items, then the control plane's own events. */
+function appendOne(request: AppendRequest, run: RunWork, known: Map<string, KnownEvent>, receipts: Map<string, ReceiptRow>, out: Rows): AppendReceipt {
+  const repeat = findRepeat(request, run, receipts, out)
+  if (repeat) return repeat
+  if (request.ifMatch !== undefined && request.ifMatch !== run.lastSeq) {
+    throw new RunplaneError(
+      'PRECONDITION_FAILED',
+      `The run's head is ${run.lastSeq}, not ${request.ifMatch}. Read what came after ${request.ifMatch}, then decide again.`,
+    )
+  }
+  // Decided on the state before this request's own items: what refuses must refuse before anything is stored.
+  const decided = request.decide?.(run.state)
+  const results = request.items.map((item, index) => appendItem(request, item, index, run, known, out))
+  if (decided)
+    for (const draft of decided)
+      appendEvent(request, draft, { kind: 'control-plane', name: CONTROL_PLANE, format: 'native', rawType: draft.type, rawSeq: 0 }, run, out)
+  run.status = run.state.folds.run.status
+  const receipt: AppendReceipt = { results, headSeq: run.lastSeq, status: run.status }
+  if (request.requestKey && (request.producer || results.some((result) => result.status !== 'rejected'))) {
+    const row: ReceiptRow = {
+      run_key: request.runKey,
+      request_key: request.requestKey.key,
+      body_hash: request.requestKey.hash,
+      receipt: JSON.stringify(results),
+    }
+    receipts.set(`${row.run_key} ${row.request_key}`, row)
+    out.receipts.push(row)
+  }
+  if (request.producer) {
+    const { id, epoch, seq } = request.producer
+    const key = `${request.runKey} ${id}`
+    out.producers.set(key, { run_key: request.runKey, producer_id: id, epoch, last_seq: seq })
+    out.changedProducers.add(key)
+  }
+  return receipt
+}
+
+/** The answer to a request that was answered before; undefined for a new one. Throws where it may not be taken at all. */
+function findRepeat(request: AppendRequest, run: RunWork, receipts: Map<string, ReceiptRow>, out: Rows): AppendReceipt | undefined {
+  const { producer, requestKey } = request
+  const stored = requestKey && receipts.get(`${request.runKey} ${requestKey.key}`)
+  if (producer) {
+    const last = out.producers.get(`${request.runKey} ${producer.id}`)
+    if (last && producer.epoch < last.epoch) {
+      throw new RunplaneError('PRODUCER_FENCED', `Producer '${producer.id}' is at epoch ${last.epoch}: a newer instance of it has taken over. Stop this one.`, {
+        headers: { 'producer-epoch': String(last.epoch) },
+      })
+    }
+    const expected = last && producer.epoch === last.epoch ? last.last_seq + 1 : 0
+    if (producer.seq > expected) {
+      throw new RunplaneError(
+        'PRODUCER_GAP',
+        `Producer '${producer.id}' sent seq ${producer.seq} of epoch ${producer.epoch}, but ${expected} comes next. Send what is missing first.`,
+        {
+          headers: { 'producer-expected-seq': String(expected), 'producer-received-seq': String(producer.seq) },
+        },
+      )
+    }
+    // Below the last one and without a receipt: a slice of an upload that was cut and then given up.
+    if (!stored && producer.seq < expected - 1) {
+      throw new RunplaneError('PRODUCER_GAP', `Producer '${producer.id}' has moved on to seq ${expected - 1}; seq ${producer.seq} was never sent whole.`, {
+        headers: { 'producer-expected-seq': String(expected) },
+      })
+    }
+  }
+  if (!stored || !requestKey) return undefined
+  if (!producer && stored.body_hash !== requestKey.hash) {
+    throw new RunplaneError('IDEMPOTENCY_CONFLICT', 'This Idempotency-Key was used for another body. Use a new key for new content.')
+  }
+  const results = (JSON.parse(stored.receipt) as ItemResult[]).map(
+    (result): ItemResult => (result.status === 'stored' ? { ...result, status: 'duplicate' } : result),
+  )
+  return { results, headSeq: run.lastSeq, status: run.status }
+}
+
+function appendItem(request: AppendRequest, item: AppendItem, index: number, run: RunWork, known: Map<string, KnownEvent>, out: Rows): ItemResult {
+  const { normalized } = item
+  if (!normalized.ok) return { index, status: 'rejected', seqs: [], rawSeq: null, code: normalized.code, detail: normalized.detail }
+  const { eventId, sourceKind, sourceName, rawType } = normalized
+  const identity = eventId === undefined ? undefined : knownKey(request.runKey, sourceName, eventId)
+  const before = identity === undefined ? undefined : known.get(identity)
+  if (before) {
+    if (sameContent(before.text, item.text)) return { index, status: 'duplicate', seqs: before.seqs, rawSeq: before.rawSeq }
+    return {
+      index,
+      status: 'rejected',
+      seqs: [],
+      rawSeq: null,
+      code: 'IDEMPOTENCY_CONFLICT',
+      detail: `Event id '${eventId}' of source '${sourceName}' was used for other content (rawSeq ${before.rawSeq}). Use a new id for a new event.`,
+    }
+  }
+  const rawSeq = ++run.lastRawSeq
+  const firstSeq = run.lastSeq + 1
+  const source = { kind: sourceKind, name: sourceName, format: item.format, rawType, rawSeq, eventId }
+  const seqs = normalized.events.map((draft) => appendEvent(request, draft, source, run, out))
+  if (identity !== undefined) known.set(identity, { text: item.text, rawSeq, seqs })
+  out.raw.push(
+    `{"k":"${request.runKey}","n":${rawSeq},"at":"${request.receivedAt}","f":${firstSeq},"c":${seqs.length},"fmt":"${item.format}","rt":${JSON.stringify(rawType)},"s":${JSON.stringify(sourceName)},"i":${eventId === undefined ? 'null' : JSON.stringify(eventId)},"b":${JSON.stringify(item.text)}}`,
+  )
+  return { index, status: 'stored', seqs, rawSeq }
+}
+
+/** Numbers, folds and encodes one event. @returns its seq. */
+function appendEvent(request: AppendRequest, draft: DraftEvent, source: CanonicalEvent['source'], run: RunWork, out: Rows): number {
+  const { state } = run
+  const seq = ++run.lastSeq
+  const subject = draft.subject ?? ownSubject(draft.type, run.row.id, source.rawSeq)
+  const late = isTerminal(state.folds.run.status) && !(source.kind === 'control-plane' && draft.type === 'run.retry_scheduled')
+  const event = {
+    runId: run.row.id,
+    seq,
+    ts: draft.ts ?? request.receivedAt,
+    receivedAt: request.receivedAt,
+    type: draft.type,
+    schemaVersion: EVENT_SCHEMA_VERSION,
+    attempt: state.folds.run.attempt,
+    subject,
+    parent: draft.parent,
+    stepId: draft.stepId,
+    actor: draft.actor,
+    source,
+    trace: draft.trace,
+    late: late ? true : undefined,
+    data: draft.data,
+    // A normaliser's draft fits the schema of its type (ingest/normalize.ts checks it), which the type cannot tell.
+  } as CanonicalEvent
+  const json = JSON.stringify(event)
+  foldEvent(state, event)
+  const subjectText = `${subject.kind}/${subject.id}`
+  run.committed.push({ seq, type: draft.type, subject: subjectText, json })
+  out.canonical.push(`{"k":"${request.runKey}","n":${seq},"t":"${event.ts}","y":"${draft.type}","u":${JSON.stringify(subjectText)},"e":${json}}`)
+  return seq
+}
+
+function ownSubject(type: string, runId: string, rawSeq: number): Reference {
+  const kind = isEventType(type) ? EVENT_TYPES[type].subject : 'run'
+  return kind === 'run' ? { kind, id: runId } : { kind, id: `raw-${rawSeq}` }
+}
+
+function knownKey(runKey: string, source: string, eventId: string): string {
+  return `${runKey} ${source.length} ${source} ${eventId}`
+}
+
+/** Retries may write the same event with other white space or another order of keys. */
+function sameContent(left: string, right: string): boolean {
+  if (left === right) return true
+  try {
+    return isDeepStrictEqual(JSON.parse(left), JSON.parse(right))
+  } catch {
+    return false
+  }
+}
+
+async function insertRuns(tx: Queries, creates: NewRun[]): Promise<Set<string>> {
+  if (creates.length === 0) return new Set()
+  const sorted = [...creates].sort((left, right) => (left.id < right.id ? -1 : 1))
+  const rows = await tx<{ key: string }[]>`
+    insert into runs (key, workspace_id, id, name, kind, queue, priority, available_at, max_attempts, lease_ms, parent_run_id,
+      input, metadata, tags, descriptor, request_hash, idempotency_key, status, created_at, updated_at)
+    select key, workspace_id, id, name, kind, queue, priority, available_at, max_attempts, lease_ms, parent_run_id,
+      input::json, metadata::json, tags, descriptor::json, decode(request_hash, 'hex'), idempotency_key, 'queued', created_at, created_at
+    from json_to_recordset(${JSON.stringify(sorted)}::text::json) as r(key uuid, workspace_id uuid, id text, name text, kind text, queue text,
+      priority int, available_at timestamptz, max_attempts int, lease_ms int, parent_run_id text, input text, metadata text, tags text[],
+      descriptor text, request_hash text, idempotency_key text, created_at timestamptz)
+    on conflict do nothing returning key`
+  return new Set(rows.map((row) => row.key))
+}
+
+async function findKnown(tx: Queries, requests: readonly AppendRequest[]): Promise<Map<string, KnownEvent>> {
+  const wanted: { k: string; s: string; i: string }[] = []
+  for (const { runKey, items } of requests) {
+    for (const { normalized } of items)
+      if (normalized.ok && normalized.eventId !== undefined) wanted.push({ k: runKey, s: normalized.sourceName, i: normalized.eventId })
+  }
+  const known = new Map<string, KnownEvent>()
+  if (wanted.length === 0) return known
+  const rows = await tx<StoredRaw[]>`
+    select r.run_key, r.source, r.event_id, r.raw_seq, r.first_seq, r.seq_count, r.body
+    from json_to_recordset(${JSON.stringify(wanted)}::text::json) as q(k uuid, s text, i text)
+    join run_events_raw r on r.run_key = q.k and r.source = q.s and r.event_id = q.i and r.event_id is not null`
+  for (const row of rows) {
+    const seqs = Array.from({ length: row.seq_count }, (_, offset) => row.first_seq + offset)
+    known.set(knownKey(row.run_key, row.source, row.event_id), { text: row.body, rawSeq: row.raw_seq, seqs })
+  }
+  return known
+}
+
+async function findProducers(tx: Queries, requests: readonly AppendRequest[]): Promise<Map<string, ProducerRow>> {
+  const wanted = requests.flatMap(({ runKey, producer }) => (producer ? [{ k: runKey, p: producer.id }] : []))
+  if (wanted.length === 0) return new Map()
+  const rows = await tx<ProducerRow[]>`
+    select distinct p.run_key, p.producer_id, p.epoch, p.last_seq
+    from json_to_recordset(${JSON.stringify(wanted)}::text::json) as q(k uuid, p text) join producers p on p.run_key = q.k and p.producer_id = q.p`
+  return new Map(rows.map((row) => [`${row.run_key} ${row.producer_id}`, row]))
+}
+
+async function findReceipts(tx: Queries, requests: readonly AppendRequest[]): Promise<Map<string, ReceiptRow>> {
+  const wanted = requests.flatMap(({ runKey, requestKey }) => (requestKey ? [{ k: runKey, r: requestKey.key }] : []))
+  if (wanted.length === 0) return new Map()
+  const rows = await tx<ReceiptRow[]>`
+    select a.run_key, a.request_key, encode(a.body_hash, 'hex') as body_hash, a.receipt::text as receipt
+    from json_to_recordset(${JSON.stringify(wanted)}::text::json) as q(k uuid, r text) join append_receipts a on a.run_key = q.k and a.request_key = q.r`
+  return new Map(rows.map((row) => [`${row.run_key} ${row.request_key}`, row]))
+}
+
+/** Both event tables and the runs in one statement. */
+async function insertAll(tx: Queries, works: Map<string, RunWork>, out: Rows): Promise<void> {
+  const changed = [...works.values()].filter((run) => run.committed.length > 0 || run.lastRawSeq > run.row.last_raw_seq)
+  if (changed.length > 0) {
+    const updates = changed.map((run) => {
+      const { status, progress, attempt, error, startedAt, endedAt } = summary(run.state)
+      return {
+        k: run.row.key,
+        n: run.lastSeq,
+        r: run.lastRawSeq,
+        s: status,
+        p: progress,
+        a: attempt,
+        e: error === undefined || error === null ? null : JSON.stringify(error),
+        st: startedAt ?? null,
+        en: endedAt ?? null,
+      }
+    })
+    await tx`
+      with raw as (
+        insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
+        select k, n, at, f, c, fmt, rt, s, i, b from json_to_recordset(${`[${out.raw.join(',')}]`}::text::json)
+          as r(k uuid, n bigint, at timestamptz, f bigint, c smallint, fmt text, rt text, s text, i text, b text)
+      ), canonical as (
+        insert into run_events_canonical (run_key, seq, ts, type, subject, event)
+        select k, n, t, y, u, e from json_to_recordset(${`[${out.canonical.join(',')}]`}::text::json)
+          as r(k uuid, n bigint, t timestamptz, y text, u text, e json)
+      )
+      update runs set last_seq = u.n, last_raw_seq = u.r, status = u.s, progress = u.p, attempt = u.a, error = u.e::json,
+        started_at = u.st, ended_at = u.en, updated_at = greatest(clock_timestamp(), runs.updated_at)
+      from json_to_recordset(${JSON.stringify(updates)}::text::json)
+        as u(k uuid, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz)
+      where runs.key = u.k`
+  }
+  const producers = [...out.changedProducers].flatMap((key) => out.producers.get(key) ?? [])
+  if (producers.length > 0) {
+    await tx`
+      insert into producers (run_key, producer_id, epoch, last_seq)
+      select run_key, producer_id, epoch, last_seq from json_to_recordset(${JSON.stringify(producers)}::text::json)
+        as p(run_key uuid, producer_id text, epoch bigint, last_seq bigint)
+      on conflict (run_key, producer_id) do update set epoch = excluded.epoch, last_seq = excluded.last_seq, updated_at = clock_timestamp()`
+  }
+  if (out.receipts.length > 0) {
+    await tx`
+      insert into append_receipts (run_key, request_key, body_hash, receipt)
+      select run_key, request_key, decode(body_hash, 'hex'), receipt::json from json_to_recordset(${JSON.stringify(out.receipts)}::text::json)
+        as a(run_key uuid, request_key text, body_hash text, receipt text)`
+  }
+}

@@ -1,0 +1,257 @@
+/**
+ * Group commit: requests gather while the last group commits, and share the next transaction.
+ *
+ * The queue is per run, so that a run is in one transaction at a time and its requests stay in order. States:
+ *   waiting  requests in the run's queue; the run is in `ready`, unless a committer has it
+ *   working  a committer has the run; what arrives meanwhile waits for the next turn
+ * The queue is bounded: a full one refuses with OVERLOADED, or lets the caller wait (`whenRoom`).
+ * A group that fails for its data is taken apart, request by request and then item by item, so that a fault stays where it is.
+ */
+import type { Sql } from '../db/client.js'
+import { isConnectionError, retryDelayMs } from '../db/retry.js'
+import { RunplaneError } from '../errors.js'
+import { appendGroup } from './append.js'
+import type { AppendOutcome, AppendRequest } from './append-request.js'
+import type { CommittedBatch } from './committed.js'
+import type { HotState, States } from './states.js'
+
+/** What one transaction takes at the most; a larger group gains nothing (measured: flat from about 1,000 events on). */
+const MAX_GROUP_EVENTS = 2000
+const MAX_GROUP_BYTES = 4 * 1024 * 1024
+/** Attempts at a group that the database could not take for a passing reason. */
+const MAX_ATTEMPTS = 8
+
+interface Waiting {
+  request: AppendRequest
+  weight: number
+  bytes: number
+  resolve(outcome: AppendOutcome): void
+  reject(error: unknown): void
+}
+
+export interface GroupCommitDeps {
+  sql: Sql
+  states: States
+  committers: number
+  maxQueuedEvents: number
+  /** Called after each commit, before the requests are answered. Must not throw. */
+  onCommitted(batches: CommittedBatch[]): void
+  onGroup?(group: { requests: number; events: number; durationMs: number }): void
+  log: { warn(details: object, message: string): void }
+}
+
+export interface GroupCommit {
+  /** Durable when it resolves. Throws OVERLOADED when the queue is full. */
+  append(request: AppendRequest): Promise<AppendOutcome>
+  /** Resolves when the queue has room: for a reader of a long body, which waits instead of being refused. */
+  whenRoom(): Promise<void>
+  readonly queuedEvents: number
+  /** Refuses new requests, and waits for those that it has. */
+  close(): Promise<void>
+}
+
+export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
+  const { sql, states, log } = deps
+  const queues = new Map<string, Waiting[]>()
+  const ready: string[] = []
+  const working = new Set<string>()
+  const roomWaiters: (() => void)[] = []
+  const idleWaiters: (() => void)[] = []
+  let queuedEvents = 0
+  let queuedBytes = 0
+  let running = 0
+  let closed = false
+  // Requests that arrive in one turn of the event loop share a group: the committer starts after the turn.
+  let scheduled = false
+
+  function schedule(): void {
+    if (scheduled || running >= deps.committers || ready.length === 0) return
+    scheduled = true
+    setImmediate(() => {
+      scheduled = false
+      while (running < deps.committers && ready.length > 0) {
+        running++
+        void commitLoop().finally(() => {
+          running--
+          if (running === 0 && ready.length === 0) for (const resolve of idleWaiters.splice(0)) resolve()
+          schedule()
+        })
+        // A second committer starts only where one group does not hold all that waits.
+        if (ready.length === 0) break
+      }
+    })
+  }
+
+  function takeGroup(): Waiting[] {
+    const group: Waiting[] = []
+    let events = 0
+    let bytes = 0
+    while (ready.length > 0 && events < MAX_GROUP_EVENTS && bytes < MAX_GROUP_BYTES) {
+      const runKey = ready.shift()
+      const queue = runKey === undefined ? undefined : queues.get(runKey)
+      if (runKey === undefined || !queue) continue
+      working.add(runKey)
+      let taken = 0
+      for (const one of queue) {
+        if (group.length > 0 && (events + one.weight > MAX_GROUP_EVENTS || bytes + one.bytes > MAX_GROUP_BYTES)) break
+        group.push(one)
+        events += one.weight
+        bytes += one.bytes
+        taken++
+      }
+      queue.splice(0, taken)
+      if (taken === 0) {
+        // Did not fit any more: it goes first the next time.
+        working.delete(runKey)
+        ready.unshift(runKey)
+        break
+      }
+    }
+    return group
+  }
+
+  async function commitLoop(): Promise<void> {
+    while (ready.length > 0) {
+      const group = takeGroup()
+      if (group.length === 0) return
+      const runKeys = [...new Set(group.map((one) => one.request.runKey))]
+      try {
+        await states.holdAll(runKeys, (hot) => commit(group, hot))
+      } catch (error) {
+        for (const one of group) one.reject(error)
+      }
+      for (const one of group) {
+        queuedEvents -= one.weight
+        queuedBytes -= one.bytes
+      }
+      for (const runKey of runKeys) {
+        working.delete(runKey)
+        if (queues.get(runKey)?.length) ready.push(runKey)
+        else queues.delete(runKey)
+      }
+      if (hasRoom()) for (const resolve of roomWaiters.splice(0)) resolve()
+    }
+  }
+
+  async function commit(group: Waiting[], hot: Map<string, HotState>): Promise<void> {
+    const startedMs = performance.now()
+    try {
+      const { outcomes, committed, events } = await withRetries(() =>
+        appendGroup(
+          sql,
+          group.map((one) => one.request),
+          hot,
+        ),
+      )
+      deps.onCommitted(committed)
+      outcomes.forEach((outcome, index) => {
+        group[index]?.resolve(outcome)
+      })
+      deps.onGroup?.({ requests: group.length, events, durationMs: performance.now() - startedMs })
+    } catch (error) {
+      if (error instanceof RunplaneError || isConnectionError(error)) {
+        for (const one of group) one.reject(error)
+        return
+      }
+      log.warn({ err: error, requests: group.length }, 'a group of appends failed and is taken apart')
+      await takeApart(group, hot, error)
+    }
+  }
+
+  async function takeApart(group: Waiting[], hot: Map<string, HotState>, error: unknown): Promise<void> {
+    if (group.length > 1) {
+      for (const one of group) await commit([one], onlyOf(hot, [one]))
+      return
+    }
+    const [one] = group
+    if (!one) return
+    if (one.request.items.length < 2) {
+      one.reject(error)
+      return
+    }
+    const items = [...one.request.items]
+    let poisoned = 0
+    for (const [index, item] of items.entries()) {
+      try {
+        const { ifMatch: _, producer: _p, requestKey: _k, decide: _d, ...request } = one.request
+        await withRetries(() => appendGroup(sql, [{ ...request, items: [item] }], hot, { probe: true }))
+      } catch (fault) {
+        log.warn({ err: fault, index }, 'the database refused an event')
+        poisoned++
+        items[index] = {
+          ...item,
+          normalized: { ok: false, code: 'VALIDATION_ERROR', detail: 'The database cannot hold this event. The others of the request are stored.' },
+        }
+      }
+    }
+    if (poisoned === 0) {
+      one.reject(error)
+      return
+    }
+    try {
+      const { outcomes, committed } = await withRetries(() => appendGroup(sql, [{ ...one.request, items }], hot))
+      deps.onCommitted(committed)
+      const [outcome] = outcomes
+      if (outcome) one.resolve(outcome)
+    } catch (fault) {
+      one.reject(fault)
+    }
+  }
+
+  async function withRetries<T>(attempt: () => Promise<T>): Promise<T> {
+    for (let count = 1; ; count++) {
+      try {
+        return await attempt()
+      } catch (error) {
+        const delayMs = retryDelayMs(error, count)
+        if (delayMs === undefined || count >= MAX_ATTEMPTS) throw error
+        await new Promise((resolve) => setTimeout(resolve, delayMs))
+      }
+    }
+  }
+
+  const hasRoom = () => queuedEvents < deps.maxQueuedEvents && queuedBytes < MAX_GROUP_BYTES * 16
+
+  return {
+    append(request) {
+      if (closed)
+        return Promise.reject(new RunplaneError('OVERLOADED', 'The service is shutting down. Send the request again.', { headers: { 'retry-after': '1' } }))
+      const weight = Math.max(1, request.items.length)
+      if (queuedEvents > 0 && (queuedEvents + weight > deps.maxQueuedEvents || !hasRoom())) {
+        return Promise.reject(
+          new RunplaneError(
+            'OVERLOADED',
+            `${queuedEvents} events wait for the database already (MAX_QUEUED_EVENTS). Nothing was stored; send the request again in a moment.`,
+            { headers: { 'retry-after': '1' } },
+          ),
+        )
+      }
+      const bytes = request.items.reduce((sum, item) => sum + item.text.length, 0)
+      queuedEvents += weight
+      queuedBytes += bytes
+      return new Promise((resolve, reject) => {
+        const waiting = { request, weight, bytes, resolve, reject }
+        const queue = queues.get(request.runKey)
+        if (queue) queue.push(waiting)
+        else queues.set(request.runKey, [waiting])
+        if (!working.has(request.runKey) && !(queue && queue.length > 1)) ready.push(request.runKey)
+        schedule()
+      })
+    },
+    whenRoom() {
+      return hasRoom() ? Promise.resolve() : new Promise((resolve) => roomWaiters.push(resolve))
+    },
+    get queuedEvents() {
+      return queuedEvents
+    },
+    async close() {
+      closed = true
+      if (running > 0 || ready.length > 0) await new Promise<void>((resolve) => idleWaiters.push(resolve))
+    },
+  }
+}
+
+function onlyOf(hot: Map<string, HotState>, group: Waiting[]): Map<string, HotState> {
+  const keys = new Set(group.map((one) => one.request.runKey))
+  return new Map([...hot].filter(([runKey]) => keys.has(runKey)))
+}

@@ -1,0 +1,166 @@
+/**
+ * The folded states of hot runs, in memory, by version.
+ *
+ * A state is a cache of the log: it is caught up from the log before it is used, and dropped when the transaction that it
+ * was folded in fails. One holder at a time: whoever reads or folds a run's state holds its lock, so that nobody sees
+ * events that are not committed yet. A holder of a transaction never waits for a lock: locks are taken first.
+ */
+
+import type { Queries } from '../db/client.js'
+import type { CanonicalEvent } from '../domain/canonical-event.js'
+import { createState, decodeState, type FoldState, foldEvent, PROJECTION_SCHEMA_VERSION } from '../projections/fold.js'
+
+/** Rows of one page of a catch-up. */
+const PAGE_ROWS = 1000
+
+export interface HotState {
+  readonly runKey: string
+  /** Undefined until first loaded, and again after a failed transaction. */
+  state: FoldState | undefined
+  /** The version that the snapshot row in the database holds, as far as this process knows. */
+  savedVersion: number
+  savedAtMs: number
+}
+
+interface Slot extends HotState {
+  holders: number
+  tail: Promise<void>
+}
+
+export interface States {
+  /** Waits for the run's lock, and runs `work` under it. */
+  hold<T>(runKey: string, work: (hot: HotState) => Promise<T>): Promise<T>
+  /** The same for several runs at once; locks are taken in the order of the keys, so that two callers cannot wait for each other. */
+  holdAll<T>(runKeys: string[], work: (hot: Map<string, HotState>) => Promise<T>): Promise<T>
+  /** Runs whose state is in memory and newer than what is saved. */
+  unsaved(): Iterable<HotState>
+  forget(runKey: string): void
+  readonly size: number
+}
+
+/** @param options.maxRuns states kept; the least recently used goes first. `onEvict` gets those that hold unsaved events. */
+export function createStates(options: { maxRuns: number; onEvict?: (hot: HotState) => void }): States {
+  const slots = new Map<string, Slot>()
+
+  function acquire(runKey: string): { slot: Slot; ready: Promise<void>; release: () => void } {
+    let slot = slots.get(runKey)
+    if (slot) slots.delete(runKey)
+    else slot = { runKey, state: undefined, savedVersion: 0, savedAtMs: Date.now(), holders: 0, tail: Promise.resolve() }
+    slots.set(runKey, slot)
+    const held = slot
+    held.holders++
+    const ready = held.tail
+    let open = (): void => {}
+    held.tail = new Promise((resolve) => {
+      open = resolve
+    })
+    const release = () => {
+      held.holders--
+      open()
+      evict()
+    }
+    return { slot: held, ready, release }
+  }
+
+  function evict(): void {
+    if (slots.size <= options.maxRuns) return
+    for (const [runKey, slot] of slots) {
+      if (slots.size <= options.maxRuns) return
+      if (slot.holders > 0) continue
+      slots.delete(runKey)
+      if (slot.state && slot.state.version > slot.savedVersion) options.onEvict?.(slot)
+    }
+  }
+
+  return {
+    async hold(runKey, work) {
+      const { slot, ready, release } = acquire(runKey)
+      try {
+        await ready
+        return await work(slot)
+      } finally {
+        release()
+      }
+    },
+    async holdAll(runKeys, work) {
+      const held = [...new Set(runKeys)].sort().map(acquire)
+      try {
+        const hot = new Map<string, HotState>()
+        for (const { slot, ready } of held) {
+          await ready
+          hot.set(slot.runKey, slot)
+        }
+        return await work(hot)
+      } finally {
+        for (const { release } of held) release()
+      }
+    },
+    *unsaved() {
+      for (const slot of slots.values()) if (slot.state && slot.state.version > slot.savedVersion) yield slot
+    },
+    forget(runKey) {
+      const slot = slots.get(runKey)
+      if (!slot) return
+      slot.state = undefined
+      slot.savedVersion = 0
+      if (slot.holders === 0) slots.delete(runKey)
+    },
+    get size() {
+      return slots.size
+    },
+  }
+}
+
+/** Loads the saved states of the runs that are not in memory. A snapshot of another schema version is as good as none. */
+export async function loadSnapshots(sql: Queries, hot: Iterable<HotState>): Promise<void> {
+  const cold = [...hot].filter((one) => one.state === undefined)
+  if (cold.length === 0) return
+  const rows = await sql<{ run_key: string; version: number; state: string }[]>`
+    select run_key, version, state::text as state from run_projections
+    where run_key = any(${pgArray(cold.map((one) => one.runKey))}::text::uuid[]) and schema_version = ${PROJECTION_SCHEMA_VERSION}`
+  const byKey = new Map(rows.map((row) => [row.run_key, row]))
+  for (const one of cold) {
+    const row = byKey.get(one.runKey)
+    one.state = row ? decodeState(row.state) : createState()
+    one.savedVersion = row?.version ?? 0
+  }
+}
+
+/**
+ * Folds the log into the state up to `toSeq`, page by page. `sql` is the transaction where one is held.
+ * A state that is ahead of `toSeq` came from a transaction that was lost: it is rebuilt.
+ */
+export async function catchUp(sql: Queries, hot: HotState, toSeq: number): Promise<FoldState> {
+  if (hot.state && hot.state.version > toSeq) hot.state = undefined
+  if (!hot.state) {
+    await loadSnapshots(sql, [hot])
+    if (!hot.state || (hot.state as FoldState).version > toSeq) {
+      hot.state = createState()
+      hot.savedVersion = 0
+    }
+  }
+  const state: FoldState = hot.state
+  try {
+    await foldFromLog(sql, hot.runKey, state, toSeq)
+  } catch (error) {
+    hot.state = undefined
+    throw error
+  }
+  return state
+}
+
+/** Folds the events after `state.version` up to and with `toSeq` into `state`. */
+export async function foldFromLog(sql: Queries, runKey: string, state: FoldState, toSeq: number): Promise<void> {
+  while (state.version < toSeq) {
+    const rows = await sql<{ event: string }[]>`
+      select event::text as event from run_events_canonical
+      where run_key = ${runKey} and seq > ${state.version} and seq <= ${toSeq} order by seq limit ${PAGE_ROWS}`
+    if (rows.length === 0) return
+    for (const row of rows) foldEvent(state, JSON.parse(row.event) as CanonicalEvent)
+  }
+}
+
+/** A Postgres array literal of texts: parameters are passed as text (see db/client.ts). */
+export function pgArray(values: readonly string[]): string {
+  return `{${values.map((value) => `"${value.replace(/[\\"]/g, '\\$&')}"`).join(',')}}`
+}

@@ -1,0 +1,45 @@
+/** The process: settings, database, service; one line when it is ready, and an orderly end. */
+import closeWithGrace from 'close-with-grace'
+import { createKeys } from './access/keys.js'
+import { assertExposable } from './access/loopback.js'
+import { buildApp } from './app.js'
+import { ConfigError, loadConfig } from './config.js'
+import { DatabaseUnavailableError, openDatabase } from './db/client.js'
+import { EmbeddedDatabaseError } from './db/embedded.js'
+import { DatabaseNewerError, migrate } from './db/migrate.js'
+import { createLogger } from './ops/logging.js'
+import { VERSION } from './ops/version.js'
+
+/** Errors that a person can mend: told in a line, without a stack. */
+const TOLD = [ConfigError, DatabaseUnavailableError, EmbeddedDatabaseError, DatabaseNewerError]
+
+async function start(): Promise<void> {
+  const config = loadConfig()
+  const logger = createLogger(config)
+  const database = await openDatabase({ databaseUrl: config.DATABASE_URL, dataDir: config.DATA_DIR, poolMax: config.DB_POOL_MAX, logger })
+  try {
+    await migrate(database)
+    const keys = createKeys(database, { adminApiKey: config.ADMIN_API_KEY })
+    assertExposable(config, await keys.exist())
+    const app = await buildApp({ config, database, logger, keys })
+    closeWithGrace({ delay: config.SHUTDOWN_GRACE_MS, logger: false }, async ({ err, signal }) => {
+      if (err) logger.fatal({ err }, 'an error that nobody caught: shutting down')
+      else logger.info({ signal }, 'shutting down')
+      await app.close()
+      await database.close()
+    })
+    const listenTextResolver = (url: string) => `Runplane ${VERSION} is ready at ${url} on ${database.describe}`
+    await app.listen({ port: config.PORT, host: config.HOST, listenTextResolver })
+  } catch (error) {
+    await database.close()
+    throw error
+  }
+}
+
+try {
+  await start()
+} catch (error) {
+  const told = TOLD.some((kind) => error instanceof kind) || (error instanceof Error && 'syscall' in error && error.syscall === 'listen')
+  console.error(told && error instanceof Error ? `runplane: ${error.message}` : error)
+  process.exitCode = 1
+}

@@ -1,0 +1,119 @@
+/**
+ * Making runs. A run's row and its first events (`run.created`, one `participant.seen` for each that was declared,
+ * `run.queued` where it has a queue) are one transaction; a repeat of the request answers with the same run.
+ */
+import { createHash } from 'node:crypto'
+import type { Sql } from '../db/client.js'
+import type { DraftEvent } from '../domain/canonical-event.js'
+import { uuidv7 } from '../domain/ids.js'
+import type { RunPlan } from '../domain/run-request.js'
+import { toUtc } from '../domain/time.js'
+import { RunplaneError } from '../errors.js'
+import type { GroupCommit } from '../log/group-commit.js'
+
+export interface Lifecycle {
+  /**
+   * Creates the run, or finds the one that the same request created before.
+   * @throws IDEMPOTENCY_CONFLICT when its id or its idempotency key belongs to another request.
+   */
+  create(workspaceId: string, plan: RunPlan): Promise<{ runId: string; created: boolean }>
+}
+
+export function createLifecycle({ sql, log, now = Date.now }: { sql: Sql; log: GroupCommit; now?: () => number }): Lifecycle {
+  return {
+    async create(workspaceId, plan) {
+      const key = uuidv7(now())
+      const id = plan.id ?? key
+      const createdAt = new Date(now()).toISOString()
+      const hash = hashOf(plan)
+      const outcome = await log.append({
+        runKey: key,
+        receivedAt: createdAt,
+        items: [],
+        create: {
+          key,
+          workspace_id: workspaceId,
+          id,
+          name: plan.name ?? null,
+          kind: plan.kind ?? null,
+          queue: plan.queue ?? null,
+          priority: plan.priority ?? 0,
+          available_at: plan.availableAt === undefined ? null : (toUtc(plan.availableAt) ?? null),
+          max_attempts: plan.maxAttempts ?? null,
+          lease_ms: plan.leaseMs ?? null,
+          parent_run_id: plan.parentRunId ?? null,
+          input: jsonOrNull(plan.input),
+          metadata: jsonOrNull(plan.metadata),
+          tags: plan.tags ?? [],
+          descriptor: jsonOrNull({ participants: plan.participants, session: plan.session, source: plan.source, descriptor: plan.descriptor }),
+          request_hash: hash,
+          idempotency_key: plan.idempotencyKey ?? null,
+          created_at: createdAt,
+        },
+        decide: () => firstEvents(plan),
+      })
+      if (outcome.kind === 'done') return { runId: id, created: true }
+      if (outcome.kind === 'refused') throw outcome.error
+      const rows = await sql<{ id: string; hash: string }[]>`
+        select id, encode(request_hash, 'hex') as hash from runs
+        where workspace_id = ${workspaceId} and (id = ${id} or idempotency_key = ${plan.idempotencyKey ?? null})`
+      const [row] = rows
+      if (rows.length === 1 && row?.hash === hash) return { runId: row.id, created: false }
+      throw new RunplaneError(
+        'IDEMPOTENCY_CONFLICT',
+        plan.id !== undefined && rows.some((other) => other.id === plan.id)
+          ? `There is a run '${id}' already, which was created by another request. Choose another id, or leave it out.`
+          : 'This Idempotency-Key was used to create another run. Use a new key for a new run.',
+      )
+    },
+  }
+}
+
+function firstEvents(plan: RunPlan): DraftEvent[] {
+  const events: DraftEvent[] = [
+    {
+      type: 'run.created',
+      data: definedOf({
+        name: plan.name,
+        kind: plan.kind,
+        input: plan.input,
+        tags: plan.tags ?? [],
+        parentRunId: plan.parentRunId,
+        metadata: plan.metadata,
+        session: plan.session,
+        participants: plan.participants?.map((participant) => participant.id),
+      }),
+    },
+  ]
+  for (const { id, role } of plan.participants ?? []) {
+    events.push({ type: 'participant.seen', subject: { kind: 'participant', id }, data: definedOf({ participantId: id, role }) })
+  }
+  if (plan.queue !== undefined) {
+    events.push({ type: 'run.queued', data: definedOf({ queue: plan.queue, priority: plan.priority ?? 0, availableAt: plan.availableAt }) })
+  }
+  return events
+}
+
+/** SHA-256 (hex) of what was asked for, whatever the order of its keys. */
+function hashOf(plan: RunPlan): string {
+  return createHash('sha256')
+    .update(JSON.stringify(sorted(plan)))
+    .digest('hex')
+}
+
+function sorted(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(sorted)
+  if (typeof value !== 'object' || value === null) return value
+  return Object.entries(value)
+    .filter(([, member]) => member !== undefined)
+    .sort(([left], [right]) => (left < right ? -1 : 1))
+    .map(([name, member]) => [name, sorted(member)])
+}
+
+function definedOf(data: Record<string, unknown>): Record<string, unknown> {
+  return Object.fromEntries(Object.entries(data).filter(([, value]) => value !== undefined))
+}
+
+function jsonOrNull(value: unknown): string | null {
+  return value === undefined ? null : JSON.stringify(value)
+}
