@@ -9,20 +9,8 @@ export function createLogger(config: Pick<Config, 'LOG_LEVEL'>, destination?: De
     base: null,
     timestamp: stdTimeFunctions.isoTime,
     formatters: { level: (label: string) => ({ level: label }) },
-    redact: [
-      'authorization',
-      'key',
-      'password',
-      'secret',
-      'token',
-      '*.authorization',
-      '*.key',
-      '*.password',
-      '*.secret',
-      '*.token',
-      '*.parameters',
-      '*.params',
-    ],
+    serializers: { err: loggableError },
+    redact: ['authorization', 'key', 'password', 'secret', 'token', '*.authorization', '*.key', '*.password', '*.secret', '*.token'],
   }
   return destination ? pino(options, destination) : pino(options)
 }
@@ -35,4 +23,27 @@ export function loggableUrl(url: string): string {
   if (start < 0) return url
   const query = url.slice(start + 1).split('&')
   return `${url.slice(0, start)}?${query.map((pair) => (SECRET_NAME.test(pair.split('=', 1)[0] ?? '') ? `${pair.split('=', 1)[0]}=***` : pair)).join('&')}`
+}
+
+interface LoggableError {
+  type: string
+  code?: string
+  message: string
+  stack?: string
+  cause?: LoggableError
+}
+
+/** An error without the values of a query: they are payloads, and drizzle puts them into its message. */
+export function loggableError(error: unknown, depth = 0): LoggableError {
+  if (!(error instanceof Error)) return { type: typeof error, message: String(error).slice(0, 1000) }
+  return {
+    type: error.name,
+    ...('code' in error && { code: String(error.code) }),
+    message: (error.message.split('\nparams:', 1)[0] ?? '').slice(0, 1000),
+    stack: error.stack
+      ?.split('\n')
+      .filter((line) => line.startsWith('    at '))
+      .join('\n'),
+    ...(error.cause !== undefined && depth < 5 && { cause: loggableError(error.cause, depth + 1) }),
+  }
 }

@@ -2,6 +2,7 @@
  * The OpenAPI document, made of the routes' own schemas: what is validated is what is documented. Register it before the routes.
  * Shared schemas are components under their `$id`; each operation gets its problems, its role and its security here.
  */
+import { STATUS_CODES } from 'node:http'
 import swagger from '@fastify/swagger'
 import type { FastifyInstance, FastifySchema } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
@@ -44,10 +45,18 @@ export const docsPlugin = fastifyPlugin(
 
 function documented(schema: FastifySchema, role: string | undefined): FastifySchema {
   const problem = (description: string) => ({ description, content: { [PROBLEM_CONTENT_TYPE]: { schema: { $ref: 'Problem#' } } } })
-  const response = typeof schema.response === 'object' ? schema.response : {}
+  const response = Object.entries(schema.response ?? {}).map(([status, answer]: [string, object]) => [
+    status,
+    // A component has a description of its own.
+    '$ref' in answer || 'description' in answer ? answer : { ...answer, description: STATUS_CODES[status] ?? status },
+  ])
   return {
     ...schema,
     description: [schema.description, role && `Needs the role ${role}.`].filter(Boolean).join('\n\n'),
-    response: { ...response, '4XX': problem('The request was refused: `code` says why'), '5XX': problem('The service could not do it: try again') },
+    response: {
+      ...Object.fromEntries(response),
+      '4XX': problem('The request was refused: `code` says why'),
+      '5XX': problem('The service could not do it: try again'),
+    },
   }
 }

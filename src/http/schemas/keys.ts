@@ -29,5 +29,5 @@ export type Key = Static<typeof Key>
 
 export const CreatedKey = Type.Object(
   { ...keyFields, key: Type.String({ description: 'shown this once', examples: ['rp_em7Zn7Id1cX2LKyONoslDTnZ8RUWVFJcYvGPtKi-HnE'] }) },
-  { $id: 'CreatedKey' },
+  { $id: 'CreatedKey', description: 'A new API key, with the key itself' },
 )
