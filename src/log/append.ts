@@ -397,6 +397,11 @@ async function insertRuns(tx: Queries, creates: NewRun[]): Promise<Set<string>> 
   return new Set(rows.map((row) => row.key))
 }
 
+/** One index look-up a wanted event, whatever the planner believes of the table: its `limit` keeps this from becoming a join of all. */
+const lookup = (tx: Queries) => tx`
+  select run_key, source, event_id, raw_seq, first_seq, seq_count, body from run_events_raw
+  where run_key = q.k and source = q.s and event_id = q.i and event_id is not null limit 1`
+
 async function findKnown(tx: Queries, requests: readonly AppendRequest[]): Promise<Map<string, KnownEvent>> {
   const wanted: { k: string; s: string; i: string }[] = []
   for (const { runKey, items } of requests) {
@@ -406,9 +411,8 @@ async function findKnown(tx: Queries, requests: readonly AppendRequest[]): Promi
   const known = new Map<string, KnownEvent>()
   if (wanted.length === 0) return known
   const rows = await tx<StoredRaw[]>`
-    select r.run_key, r.source, r.event_id, r.raw_seq, r.first_seq, r.seq_count, r.body
-    from json_to_recordset(${JSON.stringify(wanted)}::text::json) as q(k uuid, s text, i text)
-    join run_events_raw r on r.run_key = q.k and r.source = q.s and r.event_id = q.i and r.event_id is not null`
+    select r.* from json_to_recordset(${JSON.stringify(wanted)}::text::json) as q(k uuid, s text, i text)
+    cross join lateral (${lookup(tx)}) r`
   for (const row of rows) {
     const seqs = Array.from({ length: row.seq_count }, (_, offset) => row.first_seq + offset)
     known.set(knownKey(row.run_key, row.source, row.event_id), { text: row.body, rawSeq: row.raw_seq, seqs })

@@ -1,0 +1,293 @@
+/** The append against a real database: what it promises when all goes well, when it repeats, and when the database fails it. */
+import { mkdtempSync } from 'node:fs'
+import { connect, createServer, type Server } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import postgres from 'postgres'
+import { test } from 'tap'
+import type { Sql } from '../../src/db/client.js'
+import { RunplaneError } from '../../src/errors.js'
+import { catchUp } from '../../src/log/states.js'
+import { createState, encodeState, fold, viewState } from '../../src/projections/fold.js'
+import { saveSnapshot } from '../../src/runs/snapshots.js'
+import { testDatabase } from '../support/database.js'
+import { item, logInstance, newKey, output, receiptOf, request, storedLog, upTo } from '../support/log.js'
+
+test('append', async (t) => {
+  const database = await testDatabase(t)
+  const { sql } = database
+  const instance = logInstance(database)
+  const { log, createRun } = instance
+
+  await t.test('numbers raw and canonical events from 1 without holes, with writers at once', async (t) => {
+    const run = await createRun()
+    await Promise.all(
+      upTo(20).map((writer) =>
+        log.append(
+          request(
+            run.key,
+            upTo(5).map((count) => output(`w${writer}-${count}`)),
+          ),
+        ),
+      ),
+    )
+    const stored = await storedLog(sql, run.key)
+    t.same(stored.seqs, upTo(101), 'run.created and 100 events')
+    t.same(stored.rawSeqs, upTo(100))
+    t.equal(new Set(stored.eventIds).size, 100)
+    t.equal(stored.head.last_seq, 101)
+    t.equal(stored.head.status, 'running', "an agent's first event implies that the run has started")
+  })
+
+  await t.test('keeps the items of a request next to each other and in order', async (t) => {
+    const run = await createRun()
+    const receipts = await Promise.all(
+      upTo(10).map((writer) =>
+        log.append(
+          request(
+            run.key,
+            upTo(7).map((count) => output(`w${writer}-${count}`)),
+          ),
+        ),
+      ),
+    )
+    for (const outcome of receipts) {
+      const seqs = receiptOf(outcome).results.flatMap((result) => result.seqs)
+      t.same(
+        seqs,
+        upTo(7).map((offset) => (seqs[0] ?? 0) + offset - 1),
+      )
+    }
+  })
+
+  await t.test('stores an event id once, whoever repeats it and wherever', async (t) => {
+    const run = await createRun()
+    const other = logInstance(database)
+    const outcomes = await Promise.all([
+      log.append(request(run.key, [output('a'), output('a')])),
+      other.log.append(request(run.key, [output('a')])),
+      log.append(request(run.key, [output('a'), output('b')])),
+    ])
+    const results = outcomes.flatMap((outcome) => receiptOf(outcome).results)
+    t.equal(results.filter((result) => result.status === 'stored').length, 2)
+    t.equal(results.filter((result) => result.status === 'duplicate').length, 3)
+    t.same((await storedLog(sql, run.key)).eventIds.sort(), ['a', 'b'])
+    const [conflict] = receiptOf(await log.append(request(run.key, [output('a', 'something else')]))).results
+    t.match(conflict, { status: 'rejected', code: 'IDEMPOTENCY_CONFLICT' })
+  })
+
+  await t.test('takes a repeat with other white space and order of keys for the same', async (t) => {
+    const run = await createRun()
+    const first = item({ id: 'a', type: 'step.output', data: { text: 'x', n: 1 } })
+    const second = {
+      ...item({ id: 'a', data: { n: 1, text: 'x' }, type: 'step.output' }),
+      text: '{ "id":"a", "data": {"n": 1,"text":"x"}, "type":"step.output"}',
+    }
+    receiptOf(await log.append(request(run.key, [first])))
+    t.match(receiptOf(await log.append(request(run.key, [second]))).results, [{ status: 'duplicate' }])
+  })
+
+  await t.test('answers a repeated producer seq with the original seqs, and refuses a gap and a zombie', async (t) => {
+    const run = await createRun()
+    const post = (epoch: number, seq: number, id: string) =>
+      log.append(request(run.key, [output(id)], { producer: { id: 'p', epoch, seq }, requestKey: { key: `p:${epoch}:${seq}:0`, hash: '00' } }))
+    const first = receiptOf(await post(1, 0, 'a'))
+    t.match(await post(1, 2, 'c'), { kind: 'refused', error: { code: 'PRODUCER_GAP', headers: { 'producer-expected-seq': '1' } } })
+    receiptOf(await post(1, 1, 'b'))
+    const repeat = receiptOf(await post(1, 0, 'a'))
+    t.same(
+      repeat.results,
+      first.results.map((result) => ({ ...result, status: 'duplicate' })),
+    )
+    t.match(await post(2, 1, 'x'), { kind: 'refused', error: { code: 'PRODUCER_GAP', headers: { 'producer-expected-seq': '0' } } })
+    receiptOf(await post(2, 0, 'd'))
+    t.match(await post(1, 2, 'z'), { kind: 'refused', error: { code: 'PRODUCER_FENCED', status: 403 } })
+    t.same((await storedLog(sql, run.key)).eventIds, ['a', 'b', 'd'])
+  })
+
+  await t.test('an If-Match that does not hold stores nothing, and one of two rivals wins', async (t) => {
+    const run = await createRun()
+    const outcomes = await Promise.all(['a', 'b'].map((id) => log.append(request(run.key, [output(id)], { ifMatch: 1 }))))
+    t.equal(outcomes.filter((outcome) => outcome.kind === 'done').length, 1)
+    t.match(
+      outcomes.find((outcome) => outcome.kind === 'refused'),
+      { error: { code: 'PRECONDITION_FAILED' } },
+    )
+    t.equal((await storedLog(sql, run.key)).head.last_seq, 2)
+  })
+
+  await t.test('records what comes after the end and marks it late', async (t) => {
+    const run = await createRun()
+    receiptOf(await log.append(request(run.key, [item({ type: 'run.cancelled' }), item({ type: 'run.completed' }), output('x')])))
+    const stored = await storedLog(sql, run.key)
+    t.same(
+      stored.events.map(({ json }) => JSON.parse(json).late ?? false),
+      [false, false, true, true],
+    )
+    t.equal(stored.head.status, 'cancelled')
+  })
+
+  await t.test('a run that is not there is missing, and holds up nobody in its group', async (t) => {
+    const run = await createRun()
+    const [missing, done] = await Promise.all([log.append(request(newKey(), [output('a')])), log.append(request(run.key, [output('a')]))])
+    t.equal(missing.kind, 'missing')
+    t.equal(done.kind, 'done')
+  })
+
+  await t.test('an event that the database refuses is rejected alone: its request and its group are stored', async (t) => {
+    const run = await createRun()
+    const other = await createRun()
+    const poison = output('poison')
+    // What no normaliser lets through: a NUL, which `text` cannot hold.
+    if (poison.normalized.ok) poison.normalized.rawType = 'step.\0output'
+    const [poisoned, healthy] = await Promise.all([
+      log.append(request(run.key, [output('a'), poison, output('b')])),
+      log.append(request(other.key, [output('a')])),
+    ])
+    t.match(receiptOf(poisoned).results, [{ status: 'stored' }, { status: 'rejected', code: 'VALIDATION_ERROR' }, { status: 'stored' }])
+    t.match(receiptOf(healthy).results, [{ status: 'stored' }])
+    const stored = await storedLog(sql, run.key)
+    t.same(stored.seqs, upTo(3))
+    t.same(stored.eventIds, ['a', 'b'])
+  })
+
+  await t.test('a full queue refuses with OVERLOADED, and what it took is stored', async (t) => {
+    const run = await createRun()
+    const small = logInstance(database, { maxQueuedEvents: 10 })
+    const outcomes = await Promise.allSettled(
+      upTo(10).map((writer) =>
+        small.log.append(
+          request(
+            run.key,
+            upTo(4).map((count) => output(`w${writer}-${count}`)),
+          ),
+        ),
+      ),
+    )
+    const refused = outcomes.filter((outcome) => outcome.status === 'rejected')
+    t.ok(refused.length > 0 && refused.length < 10)
+    for (const { reason } of refused) t.match(reason, { code: 'OVERLOADED', headers: { 'retry-after': '1' } })
+    t.equal((await storedLog(sql, run.key)).rawSeqs.length, 4 * (10 - refused.length))
+    await small.log.close()
+    await t.rejects(small.log.append(request(run.key, [output('late')])), RunplaneError)
+  })
+
+  await t.test('the state in memory, from a snapshot and folded at once from the log are the same, with another writer between', async (t) => {
+    const run = await createRun()
+    const other = logInstance(database)
+    for (const [index, { log }] of [instance, other, instance, other, instance].entries()) {
+      receiptOf(
+        await log.append(
+          request(run.key, [item({ type: 'step.started', subject: { kind: 'step', id: `s${index}` }, data: { name: 'n' } }), output(`o${index}`)]),
+        ),
+      )
+      await instance.states.hold(run.key, (hot) => saveSnapshot(sql, hot))
+    }
+    const stored = await storedLog(sql, run.key)
+    const atOnce = fold(
+      createState(),
+      stored.events.map(({ json }) => JSON.parse(json)),
+    )
+    const hot = await instance.states.hold(run.key, async (one) => encodeState(await catchUp(sql, one, stored.head.last_seq)))
+    t.equal(hot, encodeState(atOnce))
+    const cold = logInstance(database)
+    const fromSnapshot = await cold.states.hold(run.key, async (one) => viewState(await catchUp(sql, one, stored.head.last_seq)))
+    t.same(fromSnapshot, viewState(atOnce))
+  })
+
+  await t.test('states are dropped from memory beyond the limit and read again', async (t) => {
+    const small = logInstance(database, { maxRuns: 2 })
+    const runs = await Promise.all(upTo(6).map(() => small.createRun()))
+    for (let round = 0; round < 3; round++) await Promise.all(runs.map((run) => small.log.append(request(run.key, [output(`r${round}`)]))))
+    t.ok(small.states.size <= 2)
+    for (const run of runs) t.same((await storedLog(sql, run.key)).seqs, upTo(4))
+  })
+
+  await t.test('hot statements use an index', async (t) => {
+    const run = await createRun()
+    await log.append(
+      request(
+        run.key,
+        upTo(500).map((count) => output(`e${count}`)),
+      ),
+    )
+    await sql`analyze run_events_raw, run_events_canonical, runs`
+    const plan = async (query: ReturnType<Sql['unsafe']>) => (await query).map((row) => String(Object.values(row)[0])).join('\n')
+    const wanted = JSON.stringify([{ k: run.key, s: 'tester', i: 'e7' }])
+    const dedup = await plan(
+      sql.unsafe(
+        `explain select r.* from json_to_recordset($1::text::json) as q(k uuid, s text, i text) cross join lateral (
+           select body from run_events_raw where run_key = q.k and source = q.s and event_id = q.i and event_id is not null limit 1) r`,
+        [wanted],
+      ),
+    )
+    t.match(dedup, /Index Scan using run_events_raw_event_id/)
+    const page = await plan(sql.unsafe(`explain select event from run_events_canonical where run_key = $1 and seq > 100 order by seq limit 10`, [run.key]))
+    t.match(page, /Index Scan using run_events_canonical/)
+    t.notMatch(page, /Sort/)
+  })
+
+  await t.test('a connection that is lost at its commit is asked about, not guessed: nothing is stored twice', async (t) => {
+    const run = await createRun()
+    const proxy = await cuttingProxy(t, sql.options.path ?? `${sql.options.host[0]}:${sql.options.port[0]}`)
+    const cut = postgres({ ...connectionOf(sql), path: proxy.path, max: 3, types: { int8: { to: 20, from: [20], parse: Number, serialize: String } } }) as Sql
+    t.teardown(() => cut.end({ timeout: 0 }))
+    const fragile = logInstance({ sql: cut })
+    for (let round = 0; round < 6; round++) {
+      proxy.cutAtNextCommit(round % 2 === 0 ? 'after' : 'before')
+      // No event ids: only knowing what the commit did keeps this exact.
+      const receipt = receiptOf(await fragile.log.append(request(run.key, [item({ type: 'custom.emitted', data: { name: `round ${round}` } })])))
+      t.equal(receipt.headSeq, round + 2)
+    }
+    t.equal(proxy.cuts, 6)
+    t.same((await storedLog(sql, run.key)).seqs, upTo(7))
+  })
+})
+
+function connectionOf(sql: Sql): postgres.Options<Record<string, never>> {
+  const { user, database } = sql.options
+  return { user, database: String(database) }
+}
+
+/** Between a client and Postgres: cuts the connection at a COMMIT, before it is passed on or after it is done. */
+async function cuttingProxy(t: { teardown(handler: () => void): unknown }, target: string) {
+  let armed: 'before' | 'after' | undefined
+  const state = { cuts: 0 }
+  const server: Server = createServer((client) => {
+    const upstream = target.startsWith('/') ? connect(target) : connect(Number(target.split(':')[1]), target.split(':')[0])
+    // The append's last statement before its COMMIT is the UPDATE of the runs.
+    let updated = false
+    const cut = () => {
+      state.cuts++
+      armed = undefined
+      client.destroy()
+      upstream.destroy()
+    }
+    client.on('data', (chunk) => (armed === 'before' && updated ? cut() : upstream.write(chunk)))
+    upstream.on('data', (chunk) => {
+      const tags = chunk.toString('latin1')
+      if (armed === 'after' && tags.includes('COMMIT\0')) return cut()
+      updated = tags.includes('UPDATE 1\0')
+      client.write(chunk)
+    })
+    for (const socket of [client, upstream]) {
+      socket.on('error', () => {})
+      socket.on('close', () => {
+        client.destroy()
+        upstream.destroy()
+      })
+    }
+  })
+  const path = join(mkdtempSync(join(tmpdir(), 'rp-proxy-')), '.s.PGSQL.5432')
+  await new Promise<void>((resolve) => server.listen(path, resolve))
+  t.teardown(() => server.close())
+  return {
+    path,
+    cutAtNextCommit: (when: 'before' | 'after') => {
+      armed = when
+    },
+    get cuts() {
+      return state.cuts
+    },
+  }
+}
