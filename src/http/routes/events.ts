@@ -1,0 +1,131 @@
+/**
+ * Pages of the log: `GET /runs/:id/events`, `GET /runs/:id/raw`, `GET /events`.
+ * Answers are put together from stored text: nothing of an event is parsed or written anew.
+ */
+import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
+import type { FastifyReply } from 'fastify'
+import { toUtc } from '../../domain/time.js'
+import { RunplaneError, runNotFound } from '../../errors.js'
+import type { LogReader, PageRequest } from '../../log/read.js'
+import { parseSeq } from '../../tail/cursor.js'
+import {
+  DEFAULT_PAGE_LIMIT,
+  EventsPage,
+  EventsQuery,
+  RawPage,
+  RawQuery,
+  READING_SCHEMAS,
+  RunParams,
+  WorkspaceEventsPage,
+  WorkspaceEventsQuery,
+} from '../schemas/reading.js'
+import { reference } from '../schemas/reference.js'
+
+export interface EventsRoutesDeps {
+  log: LogReader
+}
+
+/** A page ends early where its events are large. */
+const PAGE_BYTES = 8_388_608
+const RUN_KEY = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
+
+export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypebox {
+  return async (app) => {
+    for (const schema of READING_SCHEMAS) if (schema.$id && !app.getSchema(schema.$id)) app.addSchema(schema)
+
+    app.get(
+      '/runs/:id/events',
+      {
+        config: { role: 'guest' },
+        schema: {
+          tags: ['events'],
+          summary: 'The canonical events of a run, by seq',
+          params: RunParams,
+          querystring: EventsQuery,
+          response: { 200: reference(EventsPage) },
+        },
+      },
+      async (request, reply) => {
+        const { afterSeq: cursor, limit = DEFAULT_PAGE_LIMIT } = request.query
+        const afterSeq = cursor === undefined ? 0 : parseSeq('afterSeq', cursor)
+        const filter = filterOf(request.query)
+        const run = await log.findRun(request.access.workspaceId, request.params.id)
+        const page = run && (await log.pageOfEvents({ runKey: run.key, afterSeq, limit, maxBytes: PAGE_BYTES, filter }))
+        if (!page) throw runNotFound(request.params.id)
+        const next = page.scannedTo < page.headSeq ? `"nextAfterSeq":${page.scannedTo},` : ''
+        return sendText(reply, '{"data":[', page.body, `],${next}"headSeq":${page.headSeq}}`)
+      },
+    )
+
+    app.get(
+      '/runs/:id/raw',
+      {
+        config: { role: 'guest' },
+        schema: {
+          tags: ['events'],
+          summary: 'What was sent to a run, to the byte, by rawSeq',
+          params: RunParams,
+          querystring: RawQuery,
+          response: { 200: reference(RawPage) },
+        },
+      },
+      async (request, reply) => {
+        const { afterRawSeq: cursor, limit = DEFAULT_PAGE_LIMIT } = request.query
+        const afterRawSeq = cursor === undefined ? 0 : parseSeq('afterRawSeq', cursor)
+        const run = await log.findRun(request.access.workspaceId, request.params.id)
+        if (!run) throw runNotFound(request.params.id)
+        const { items, lastRawSeq } = await log.pageOfRaw({ runKey: run.key, afterRawSeq, limit, maxBytes: PAGE_BYTES })
+        const headSeq = Math.max(run.lastRawSeq, items.length > 0 ? lastRawSeq : 0)
+        const next = items.length > 0 && lastRawSeq < headSeq ? `"nextAfterSeq":${lastRawSeq},` : ''
+        return sendText(reply, '{"data":[', Buffer.from(items.join(',')), `],${next}"headSeq":${headSeq}}`)
+      },
+    )
+
+    app.get(
+      '/events',
+      {
+        config: { role: 'guest' },
+        schema: {
+          tags: ['events'],
+          summary: 'The canonical events of all runs of the workspace: the runs by age, the events of each by seq',
+          description: 'For paging through what there is. Events that earlier runs get later are not behind the cursor: to follow runs, tail them.',
+          querystring: WorkspaceEventsQuery,
+          response: { 200: reference(WorkspaceEventsPage) },
+        },
+      },
+      async (request, reply) => {
+        const { cursor, limit = DEFAULT_PAGE_LIMIT, runId } = request.query
+        const after = cursor === undefined ? undefined : decodeCursor(cursor)
+        const { workspaceId } = request.access
+        if (runId !== undefined && !(await log.findRun(workspaceId, runId))) throw runNotFound(runId)
+        const page = await log.pageOfWorkspace({ workspaceId, after, runId, filter: filterOf(request.query), limit, maxBytes: PAGE_BYTES })
+        return sendText(reply, '{"data":[', page.body, page.next ? `],"nextCursor":"${encodeCursor(page.next)}"}` : ']}')
+      },
+    )
+  }
+}
+
+function sendText(reply: FastifyReply, before: string, body: Buffer | undefined, after: string) {
+  return reply.type('application/json; charset=utf-8').send(Buffer.concat([Buffer.from(before), body ?? Buffer.alloc(0), Buffer.from(after)]))
+}
+
+function filterOf(query: Pick<EventsQuery, 'type' | 'subject' | 'afterTs' | 'beforeTs'>): NonNullable<PageRequest['filter']> {
+  const time = (name: 'afterTs' | 'beforeTs') => {
+    const text = query[name]
+    if (text === undefined) return undefined
+    const utc = toUtc(text)
+    if (utc === undefined) throw new RunplaneError('VALIDATION_ERROR', `${name} must be an RFC 3339 time, such as 2026-11-21T08:00:00Z.`)
+    return utc
+  }
+  return { types: query.type?.split(','), subject: query.subject, afterTs: time('afterTs'), beforeTs: time('beforeTs') }
+}
+
+function encodeCursor({ runKey, seq }: { runKey: string; seq: number }): string {
+  return Buffer.from(`${runKey} ${seq}`).toString('base64url')
+}
+
+function decodeCursor(cursor: string): { runKey: string; seq: number } {
+  const [runKey = '', seq = ''] = Buffer.from(cursor, 'base64url').toString('latin1').split(' ')
+  if (!RUN_KEY.test(runKey) || !/^\d{1,15}$/.test(seq)) throw new RunplaneError('CURSOR_INVALID', 'cursor must be the nextCursor of a page before, as it is.')
+  return { runKey, seq: Number(seq) }
+}

@@ -1,0 +1,144 @@
+/**
+ * Wake-ups across instances. After a commit an instance tells the others which runs have grown; they look in the log.
+ * A wake-up is a hint: it is sent outside any transaction (NOTIFY inside one takes a global lock at its commit), one at a time with all runs that have gathered,
+ * and a lost one costs time only, for every instance asks now and then for the heads of the runs that it watches.
+ *
+ * The channel is proven by an echo: each poll sends one, and where it does not come back the connection is made anew. That finds
+ * what looks open but hears nothing as well, such as LISTEN through a transaction pooler.
+ *
+ *   deaf --(listening)--> listening --(two echoes missing)--> deaf
+ */
+import type { BaseLogger } from 'pino'
+import type { Database, Sql } from '../db/client.js'
+
+const CHANNEL = 'runplane_wake'
+/** A payload is less than 8,000 bytes (PostgreSQL manual, NOTIFY); a key and its comma are 37. */
+const KEYS_PER_NOTIFY = 200
+const MISSED_ECHOES = 2
+
+export interface WakeOptions {
+  database: Pick<Database, 'sql' | 'connect'>
+  /** Unlike any other instance's; without spaces. */
+  instanceId: string
+  logger: Pick<BaseLogger, 'warn'>
+  /** Between two polls: how late a lost wake-up is at most. */
+  pollMs: number
+  /** For tests: the wake-ups that are lost. */
+  isLost?: (runKey: string) => boolean
+}
+
+export interface WakeListener {
+  /** The runs that are read here, with the highest seq that is known of each. */
+  watched(): Map<string, number>
+  /** The run's log has grown, or the run is gone. */
+  wake(runKey: string): void
+}
+
+export type Wake = ReturnType<typeof createWake>
+
+export function createWake({ database, instanceId, logger, pollMs, isLost = () => false }: WakeOptions) {
+  const gathered = new Set<string>()
+  let listener: WakeListener | undefined
+  let client: Sql | undefined
+  let sending: Promise<void> | undefined
+  let polling: Promise<void> | undefined
+  let pollTimer: NodeJS.Timeout | undefined
+  let echoesMissing = 0
+  let listening = false
+  let closed = false
+
+  async function send(): Promise<void> {
+    // The runs of one commit are published one after another, and go together.
+    await Promise.resolve()
+    while (gathered.size > 0) {
+      const keys = Array.from(gathered).slice(0, KEYS_PER_NOTIFY)
+      for (const key of keys) gathered.delete(key)
+      try {
+        await database.sql`select pg_notify(${CHANNEL}, ${`${instanceId} ${keys.join(',')}`})`
+      } catch (error) {
+        logger.warn({ err: error, runs: keys.length }, 'a wake-up could not be sent; the poll makes up for it')
+      }
+    }
+  }
+
+  function receive(payload: string): void {
+    const [sender, keys = ''] = payload.split(' ')
+    if (sender === instanceId) {
+      if (keys === 'echo') echoesMissing = 0
+      return
+    }
+    if (keys !== 'echo') for (const key of keys.split(',')) listener?.wake(key)
+  }
+
+  async function listen(): Promise<void> {
+    const previous = client
+    listening = false
+    echoesMissing = 0
+    const connection = database.connect({ max: 1 })
+    client = connection
+    await previous?.end({ timeout: 0 })
+    // The driver listens again by itself where a connection breaks, and then calls the third argument again.
+    await connection.listen(CHANNEL, receive, () => {
+      if (client !== connection) return
+      listening = true
+      echoesMissing = 0
+      // What was sent meanwhile is lost.
+      compare().catch((error: unknown) => logger.warn({ err: error }, 'the heads of watched runs could not be read'))
+    })
+  }
+
+  /** Wakes the runs whose head is not what is known here. */
+  async function compare(): Promise<void> {
+    const watched = listener?.watched()
+    if (!watched || watched.size === 0) return
+    const rows = await database.sql`select key, last_seq from runs where key = any(string_to_array(${Array.from(watched.keys()).join(',')}, ',')::uuid[])`
+    const heads = new Map(rows.map((row) => [String(row.key), Number(row.last_seq)]))
+    for (const [key, known] of watched) if ((heads.get(key) ?? Number.POSITIVE_INFINITY) > known) listener?.wake(key)
+  }
+
+  async function poll(): Promise<void> {
+    try {
+      await compare()
+      if (!listening || echoesMissing >= MISSED_ECHOES) await listen()
+      echoesMissing++
+      await database.sql`select pg_notify(${CHANNEL}, ${`${instanceId} echo`})`
+    } catch (error) {
+      if (!closed) logger.warn({ err: error }, 'the wake channel does not work; readers wait for the poll')
+    }
+    if (!closed) {
+      pollTimer = setTimeout(() => {
+        polling = poll()
+      }, pollMs).unref()
+    }
+  }
+
+  return {
+    /** Listens and polls from now on. Resolves when the channel has been tried; it does not throw, for readers are served without it, only later. */
+    async start(to: WakeListener): Promise<void> {
+      listener = to
+      polling = poll()
+      await polling
+    },
+
+    /** Tells the other instances that a run has grown: call it after the commit. Wake-ups that come while one is being sent go together. */
+    publish(runKey: string): void {
+      if (closed || isLost(runKey)) return
+      gathered.add(runKey)
+      sending ??= send().finally(() => {
+        sending = undefined
+      })
+    },
+
+    /** Whether wake-ups arrive: what is sent here comes back. */
+    healthy: () => listening && echoesMissing < MISSED_ECHOES,
+
+    async close(): Promise<void> {
+      closed = true
+      clearTimeout(pollTimer)
+      await sending
+      await client?.end({ timeout: 0 })
+      await polling
+      await client?.end({ timeout: 0 })
+    },
+  }
+}
