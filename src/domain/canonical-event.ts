@@ -146,8 +146,9 @@ export const EVENT_TYPES = {
   'llm.call.started': define('llm_call', llmCall),
   'llm.call.completed': define('llm_call', llmCall),
   'llm.call.failed': define('llm_call', llmCall),
+  // Of a call or a step where it says so; else of the run.
   'usage.reported': define(
-    'llm_call',
+    'run',
     open({ ...usage, mode: optional(Type.Union([Type.Literal('delta'), Type.Literal('cumulative')], { description: '"delta" or "cumulative"' })) }),
   ),
   'tool.called': define('tool', open({ name: Type.String(), arguments: anything, server: text })),

@@ -56,9 +56,11 @@ export function readNumber(fields: Fields, ...names: string[]): number | undefin
   return asNumber(read(fields, ...names))
 }
 
-/** The object without the fields that are undefined. */
+/** The object without the fields that are undefined. Its names are ours, never a payload's: they are assigned. */
 export function present(fields: Fields): Record<string, unknown> {
-  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined))
+  const kept: Record<string, unknown> = {}
+  for (const name in fields) if (fields[name] !== undefined) kept[name] = fields[name]
+  return kept
 }
 
 /** A percentage from 0 to 100. */

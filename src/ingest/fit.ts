@@ -57,8 +57,9 @@ function dataMisfit(type: EventType, data: unknown): string | undefined {
   if (check.Check(data)) return undefined
   const error = check.Errors(data).First()
   if (error === undefined) return `/data: does not fit the type ${type}`
-  const wanted = typeof error.schema.description === 'string' ? `expected ${error.schema.description}` : lowerFirst(error.message)
-  return `/data${error.path}: ${wanted} (type ${type})`
+  const wanted =
+    typeof error.schema.description === 'string' ? `expected ${error.schema.description}` : error.message.replace(/^Expected required property$/, 'is required')
+  return `/data${error.path}: ${lowerFirst(wanted)} (type ${type})`
 }
 
 function lowerFirst(text: string): string {

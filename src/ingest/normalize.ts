@@ -14,7 +14,7 @@ import { native } from './formats/native.js'
 export const FORMATS: readonly Format[] = [native, jobs, macp]
 
 const JSON_TYPES = ['application/json']
-const NDJSON_TYPES = ['application/x-ndjson', 'application/ndjson', 'application/jsonl']
+const NDJSON_TYPES = ['application/x-ndjson', 'application/ndjson', 'application/jsonl', 'application/x-jsonlines']
 
 function mediaType(contentType: string): string {
   return (contentType.split(';')[0] ?? '').trim().toLowerCase()
@@ -50,9 +50,15 @@ function rejected(detail: string): Rejected {
   return { ok: false, code: 'VALIDATION_ERROR', detail }
 }
 
-/** Stands in the place of an event that does not fit: what it was about is not known, when it happened is. */
-function keptRaw(draft: DraftEvent, misfit: string): DraftEvent {
-  return { ...unmapped(`${draft.type} does not fit: ${misfit}`), ...(draft.ts !== undefined && { ts: draft.ts }) }
+interface Misfit {
+  draft: DraftEvent
+  reason: string
+}
+
+/** One event for all that does not fit, since it is one raw event: what it was about is not known, when it happened is. */
+function keptRaw([first, ...others]: [Misfit, ...Misfit[]]): DraftEvent {
+  const more = others.length === 0 ? '' : ` (and ${others.length} more of this event)`
+  return { ...unmapped(`${first.draft.type} does not fit: ${first.reason}${more}`), ...(first.draft.ts !== undefined && { ts: first.draft.ts }) }
 }
 
 /**
@@ -64,14 +70,16 @@ export function normalizeItem(format: Format, value: unknown, context: Normalize
   if (!isFields(value)) return rejected('An event is a JSON object.')
   const result = format.normalize(value, context)
   if (!result.ok) return result
-  const { events } = result
-  if (events.length === 0) events.push(unmapped(`The ${format.name} format makes nothing of this event.`))
-  for (let index = 0; index < events.length; index++) {
-    const draft = events[index]
-    const misfit = draft && fitDraft(draft)
-    if (draft === undefined || misfit === undefined) continue
-    if (format.misfits === 'reject') return rejected(misfit)
-    events[index] = keptRaw(draft, misfit)
+  if (result.events.length === 0) result.events.push(unmapped(`The ${format.name} format makes nothing of this event.`))
+  let misfits: [Misfit, ...Misfit[]] | undefined
+  for (const draft of result.events) {
+    const reason = fitDraft(draft)
+    if (reason === undefined) continue
+    if (format.misfits === 'reject') return rejected(reason)
+    if (misfits === undefined) misfits = [{ draft, reason }]
+    else misfits.push({ draft, reason })
   }
-  return result
+  if (misfits === undefined) return result
+  const unfit = new Set(misfits.map(({ draft }) => draft))
+  return { ...result, events: [...result.events.filter((draft) => !unfit.has(draft)), keptRaw(misfits)] }
 }

@@ -53,6 +53,13 @@ function step(type: string, canonical: (payload: Fields) => Fields = () => ({}))
 
 const output = (payload: Fields) => ({ output: read(payload, 'output', 'result') })
 
+/** What is added up is a call each, told apart by the event's id; a running total is of its call, else of its step or the run. */
+function tokensUsed(event: JobEvent): Draft {
+  const mode = read(event.payload, 'mode') ?? 'delta'
+  const total: JobEvent = mode === 'cumulative' ? { ...event, eventId: undefined } : event
+  return { type: 'usage.reported', subject: one('llm_call', total, 'callId', 'llmCallId'), data: passThrough(event.payload, { mode }) }
+}
+
 const EVENTS: ReadonlyMap<string, (event: JobEvent) => Draft> = new Map<string, (event: JobEvent) => Draft>([
   ['job.created', run('run.created')],
   ['job.queued', run('run.queued')],
@@ -76,15 +83,7 @@ const EVENTS: ReadonlyMap<string, (event: JobEvent) => Draft> = new Map<string, 
       }),
     }),
   ],
-  [
-    'ai.tokens_used',
-    (event) => ({
-      type: 'usage.reported',
-      // The calls of one event are told apart by the event's id: each is a delta unless it says otherwise.
-      subject: one('llm_call', event, 'callId', 'llmCallId'),
-      data: passThrough(event.payload, { mode: read(event.payload, 'mode') ?? 'delta' }),
-    }),
-  ],
+  ['ai.tokens_used', tokensUsed],
   [
     'ai.artifact_created',
     (event) => ({
@@ -116,7 +115,7 @@ function actorOf(actor: unknown): Reference | undefined {
 
 function draftOf(type: string | undefined, value: Fields, eventId: string | undefined): DraftEvent {
   if (type === undefined) return unmapped('/type: expected a text, such as step.output')
-  if (eventId === undefined && read(value, 'id') !== undefined) return unmapped(`/id: expected ${EVENT_ID}`)
+  if (eventId === undefined && readText(value, 'id') !== undefined) return unmapped(`/id: expected ${EVENT_ID}`)
   const timestamp = read(value, 'timestamp')
   const ts = typeof timestamp === 'number' ? fromEpochMs(timestamp) : typeof timestamp === 'string' ? toUtc(timestamp) : undefined
   if (timestamp !== undefined && ts === undefined) return unmapped('/timestamp: expected a time as in RFC 3339, or milliseconds since the Unix epoch')

@@ -68,16 +68,20 @@ function stateFacts(envelope: Envelope, state: string | undefined): DraftEvent[]
   return [changed, ...runFact(envelope, state)]
 }
 
-const COUNTS: readonly [canonical: string, ...names: string[]][] = [
-  ['inputTokens', 'inputTokens', 'promptTokens'],
-  ['outputTokens', 'outputTokens', 'completionTokens'],
-  ['cacheReadTokens', 'cacheReadTokens'],
-  ['cacheWriteTokens', 'cacheWriteTokens'],
-  ['reasoningTokens', 'reasoningTokens'],
-  ['latencyMs', 'latencyMs'],
-  ['ttftMs', 'ttftMs'],
-  ['costUsd', 'costUsd', 'estimatedCostUsd'],
-]
+function countsOf(call: Fields): Fields {
+  const usage = asFields(read(call, 'tokenUsage')) ?? {}
+  const count = (...names: string[]) => asNumber(read(call, ...names) ?? read(usage, ...names))
+  return {
+    inputTokens: count('inputTokens', 'promptTokens'),
+    outputTokens: count('outputTokens', 'completionTokens'),
+    cacheReadTokens: count('cacheReadTokens'),
+    cacheWriteTokens: count('cacheWriteTokens'),
+    reasoningTokens: count('reasoningTokens'),
+    latencyMs: count('latencyMs'),
+    ttftMs: count('ttftMs'),
+    costUsd: count('costUsd', 'estimatedCostUsd'),
+  }
+}
 
 function finishReasonsOf(value: unknown): unknown {
   return typeof value === 'string' ? [value] : value
@@ -88,14 +92,13 @@ function llmCall(envelope: Envelope): DraftEvent[] {
   const { payload } = envelope
   const places = [payload, asFields(read(payload, 'metadata')), envelope.metadata]
   const signalData = readText(payload, 'signalType') === 'llm.call.completed' ? asFields(read(payload, 'data')) : undefined
-  const call = ['llmCall', 'tokenUsage'].flatMap((name) => places.map((place) => place && asFields(read(place, name)))).find(Boolean) ?? signalData
+  const held = (name: string) => places.reduce<Fields | undefined>((found, place) => found ?? (place && asFields(read(place, name))), undefined)
+  const call = held('llmCall') ?? held('tokenUsage') ?? signalData
   if (call === undefined) return []
-  const usage = asFields(read(call, 'tokenUsage')) ?? {}
-  const counts = COUNTS.map(([canonical, ...names]) => [canonical, asNumber(read(call, ...names) ?? read(usage, ...names))])
   const told = present({
     provider: readText(call, 'provider'),
     model: readText(call, 'model'),
-    ...Object.fromEntries(counts),
+    ...countsOf(call),
     finishReasons: finishReasonsOf(read(call, 'finishReasons', 'finishReason')),
     prompt: read(call, 'prompt'),
     response: read(call, 'response'),
@@ -121,7 +124,7 @@ function received(envelope: Envelope, value: Fields, payload: unknown): DraftEve
 
 function draftsOf(value: Fields, eventId: string | undefined): DraftEvent[] {
   const messageType = readText(value, 'messageType')
-  if (eventId === undefined && read(value, 'messageId') !== undefined) return [unmapped(`/messageId: expected ${EVENT_ID}`)]
+  if (eventId === undefined && readText(value, 'messageId') !== undefined) return [unmapped(`/messageId: expected ${EVENT_ID}`)]
   const time = asNumber(read(value, 'timestampUnixMs', 'timestamp'))
   // 0 is how protobuf writes a time that is not set.
   const ts = time === undefined || time === 0 ? undefined : fromEpochMs(time)
@@ -146,8 +149,11 @@ function draftsOf(value: Fields, eventId: string | undefined): DraftEvent[] {
       ? states
       : [received(envelope, value, isFields(payload) ? fields : payload), ...(MESSAGES.get(messageType)?.(envelope) ?? []), ...states, ...llmCall(envelope)]
   if (drafts.length === 0) return [unmapped('/messageType: expected a text, such as Proposal')]
-  const origin = present({ ts, actor: envelope.sender === undefined ? undefined : { kind: 'participant', id: envelope.sender } })
-  return drafts.map((draft) => ({ ...draft, ...origin }))
+  for (const draft of drafts) {
+    if (ts !== undefined) draft.ts = ts
+    if (envelope.sender !== undefined) draft.actor = { kind: 'participant', id: envelope.sender }
+  }
+  return drafts
 }
 
 export const macp: Format = {

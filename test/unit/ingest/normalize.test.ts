@@ -1,0 +1,109 @@
+import assert from 'node:assert/strict'
+import t from 'tap'
+import { RunplaneError } from '../../../src/errors.js'
+import { explain } from '../../../src/ingest/explain.js'
+import { splitJsonBody } from '../../../src/ingest/json-items.js'
+import { FORMATS, formatFor, isNdjson, normalizeItem } from '../../../src/ingest/normalize.js'
+
+const context = { defaultSource: 'ci-key' }
+const limits = { maxEventBytes: 65_536, maxEvents: 100 }
+
+function refusal(contentType: string | undefined, format: string | undefined): RunplaneError {
+  try {
+    formatFor(contentType, format)
+  } catch (error) {
+    if (error instanceof RunplaneError) return error
+  }
+  throw new Error('was not refused')
+}
+
+t.test('the content type or ?format= names the format', async (t) => {
+  t.equal(formatFor(undefined, undefined).name, 'native')
+  t.equal(formatFor('application/json; charset=utf-8', undefined).name, 'native')
+  t.equal(formatFor('Application/X-NDJSON', undefined).name, 'native')
+  t.equal(formatFor('application/jsonl', 'macp').name, 'macp')
+  t.equal(formatFor('application/json', 'jobs').name, 'jobs')
+  t.ok(isNdjson('application/ndjson; charset=utf-8'))
+  t.notOk(isNdjson('application/json'))
+  t.notOk(isNdjson(undefined))
+})
+
+t.test('an unknown format is 415 and lists the known ones', async (t) => {
+  t.match(refusal('application/json', 'nope'), { code: 'UNSUPPORTED_FORMAT', status: 415, message: /native, jobs, macp/ })
+  t.match(refusal('application/json', '__proto__'), { code: 'UNSUPPORTED_FORMAT' })
+  t.match(refusal('text/plain', undefined), { code: 'UNSUPPORTED_FORMAT', message: /application\/json.*curl/ })
+  t.match(refusal('application/x-www-form-urlencoded', 'native'), { code: 'UNSUPPORTED_FORMAT' })
+})
+
+t.test('a value that is not an object is rejected by every format', async (t) => {
+  for (const format of FORMATS) {
+    for (const value of [null, 1, 'x', [], [{}], true, undefined]) t.match(normalizeItem(format, value, context), { ok: false, code: 'VALIDATION_ERROR' })
+  }
+})
+
+t.test('nobody can post as the control plane', async (t) => {
+  for (const format of FORMATS) {
+    for (const kind of ['control-plane', 'import', 'replay']) {
+      const result = normalizeItem(format, { type: 'run.retry_scheduled', messageType: 'Vote', sourceKind: kind, source: { kind, name: 'x' } }, context)
+      assert.ok(result.ok)
+      t.ok(['agent', 'runtime'].includes(result.sourceKind))
+    }
+  }
+})
+
+t.test('the longest ids that are accepted fit one row of a Postgres index', async (t) => {
+  const [id, source] = ['\u6f22'.repeat(512), '\u6f22'.repeat(256)]
+  t.match(normalizeItem(formatFor(undefined, undefined), { id, source, type: 'run.started' }, context), { ok: true, eventId: id, sourceName: source })
+  t.ok(Buffer.byteLength(id + source) < 2600)
+})
+
+t.test('explain shows each item with its defaults filled, and changes nothing of the others', async (t) => {
+  const body = '[{"id":"a","source":"w","type":"run.started"},{"type":"tool.called","data":{"name":"bash"}},{"type":"step.output","data":{}},7]'
+  t.strictSame(explain(formatFor(undefined, undefined), splitJsonBody(Buffer.from(body), limits), context), {
+    format: 'native',
+    version: 1,
+    wouldStore: 2,
+    rejected: 2,
+    unmapped: 0,
+    results: [
+      {
+        index: 0,
+        status: 'would_store',
+        rawType: 'run.started',
+        eventId: 'a',
+        source: { kind: 'agent', name: 'w' },
+        events: [{ type: 'run.started', data: {}, subject: { kind: 'run', id: '<runId>' } }],
+      },
+      {
+        index: 1,
+        status: 'would_store',
+        rawType: 'tool.called',
+        source: { kind: 'agent', name: 'ci-key' },
+        events: [{ type: 'tool.called', data: { name: 'bash' }, subject: { kind: 'tool', id: 'raw-<rawSeq>' } }],
+      },
+      { index: 2, status: 'rejected', code: 'VALIDATION_ERROR', detail: '/data/text: is required (type step.output)' },
+      { index: 3, status: 'rejected', code: 'VALIDATION_ERROR', detail: 'An event is a JSON object, not a number.' },
+    ],
+  })
+  const jobs = explain(formatFor(undefined, 'jobs'), splitJsonBody(Buffer.from('{"type":"job.exploded"}'), limits), context)
+  t.match(jobs, { format: 'jobs', wouldStore: 1, unmapped: 1, results: [{ events: [{ type: 'raw.received', subject: { kind: 'run' } }] }] })
+})
+
+t.test('a session with very many participants does not become as many events', async (t) => {
+  const participants = Array.from({ length: 5000 }, (_, index) => `p${index}`)
+  const result = normalizeItem(
+    formatFor(undefined, 'macp'),
+    { messageType: 'SessionStart', messageId: 'm', sessionId: 's', payload: { participants } },
+    context,
+  )
+  assert.ok(result.ok)
+  t.equal(result.events.length, 1002)
+  t.strictSame(result.events.find((event) => event.type === 'session.bound')?.data.participants, participants)
+})
+
+t.test('a payload in base64 that nests too deep is kept as base64', async (t) => {
+  const payload = Buffer.from(`{"a":${'['.repeat(5000)}${']'.repeat(5000)}}`).toString('base64')
+  const result = normalizeItem(formatFor(undefined, 'macp'), { messageType: 'X', messageId: 'm', payload }, context)
+  assert.ok(result.ok)
+  t.strictSame(result.events[0]?.data.payload, { base64: payload })
+})
