@@ -2,8 +2,8 @@
 import type { DraftEvent, Reference, SourceKind } from '../domain/canonical-event.js'
 import type { ErrorCode } from '../errors.js'
 import type { Format, NormalizeContext } from './format.js'
-import type { RawItem } from './json-items.js'
 import { normalizeItem } from './normalize.js'
+import type { RawItem } from './raw-item.js'
 import { subjectOf } from './subject.js'
 
 /** Stands where the log will put a number or an id of its own. */

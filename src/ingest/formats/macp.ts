@@ -10,7 +10,7 @@ import type { DraftEvent } from '../../domain/canonical-event.js'
 import { fromEpochMs } from '../../domain/time.js'
 import { asFields, asNumber, asText, type Fields, isFields, present, read, readNumber, readText } from '../fields.js'
 import { asEventId, EVENT_ID, type Format, MAX_SOURCE_CHARS, unmapped } from '../format.js'
-import { parseBase64Json } from '../json-items.js'
+import { parseBase64Json } from '../raw-item.js'
 import { declaredParticipants, type Envelope, fact, MESSAGES } from './macp-messages.js'
 
 const STATE_PREFIX = 'SESSION_STATE_'
