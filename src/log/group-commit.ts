@@ -43,8 +43,8 @@ export interface GroupCommitDeps {
 export interface GroupCommit {
   /** Durable when it resolves. Throws OVERLOADED when the queue is full. */
   append(request: AppendRequest): Promise<AppendOutcome>
-  /** Resolves when the queue has room: for a reader of a long body, which waits instead of being refused. */
-  whenRoom(): Promise<void>
+  /** The same for a slice of a long body: waits for its turn instead of being refused. The queue grows past its limit by one slice at the most. */
+  appendWhenRoom(request: AppendRequest): Promise<AppendOutcome>
   readonly queuedEvents: number
   /** Refuses new requests, and waits for those that it has. */
   close(): Promise<void>
@@ -129,7 +129,11 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         if (queues.get(runKey)?.length) ready.push(runKey)
         else queues.delete(runKey)
       }
-      if (hasRoom()) for (const resolve of roomWaiters.splice(0)) resolve()
+      while (hasRoom()) {
+        const admit = roomWaiters.shift()
+        if (!admit) break
+        admit()
+      }
     }
   }
 
@@ -212,12 +216,26 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
 
   const hasRoom = () => queuedEvents < deps.maxQueuedEvents && queuedBytes < MAX_GROUP_BYTES * 16
 
+  function enqueue(request: AppendRequest): Promise<AppendOutcome> {
+    if (closed)
+      return Promise.reject(new RunplaneError('OVERLOADED', 'The service is shutting down. Send the request again.', { headers: { 'retry-after': '1' } }))
+    const weight = weightOf(request)
+    const bytes = request.items.reduce((sum, item) => sum + item.text.length, 0)
+    queuedEvents += weight
+    queuedBytes += bytes
+    return new Promise((resolve, reject) => {
+      const waiting = { request, weight, bytes, resolve, reject }
+      const queue = queues.get(request.runKey)
+      if (queue) queue.push(waiting)
+      else queues.set(request.runKey, [waiting])
+      if (!working.has(request.runKey) && !(queue && queue.length > 1)) ready.push(request.runKey)
+      schedule()
+    })
+  }
+
   return {
     append(request) {
-      if (closed)
-        return Promise.reject(new RunplaneError('OVERLOADED', 'The service is shutting down. Send the request again.', { headers: { 'retry-after': '1' } }))
-      const weight = Math.max(1, request.items.length)
-      if (queuedEvents > 0 && (queuedEvents + weight > deps.maxQueuedEvents || !hasRoom())) {
+      if (queuedEvents > 0 && (queuedEvents + weightOf(request) > deps.maxQueuedEvents || !hasRoom())) {
         return Promise.reject(
           new RunplaneError(
             'OVERLOADED',
@@ -226,30 +244,24 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
           ),
         )
       }
-      const bytes = request.items.reduce((sum, item) => sum + item.text.length, 0)
-      queuedEvents += weight
-      queuedBytes += bytes
-      return new Promise((resolve, reject) => {
-        const waiting = { request, weight, bytes, resolve, reject }
-        const queue = queues.get(request.runKey)
-        if (queue) queue.push(waiting)
-        else queues.set(request.runKey, [waiting])
-        if (!working.has(request.runKey) && !(queue && queue.length > 1)) ready.push(request.runKey)
-        schedule()
-      })
+      return enqueue(request)
     },
-    whenRoom() {
-      return hasRoom() ? Promise.resolve() : new Promise((resolve) => roomWaiters.push(resolve))
+    appendWhenRoom(request) {
+      if (hasRoom() && roomWaiters.length === 0) return enqueue(request)
+      return new Promise((resolve) => roomWaiters.push(() => resolve(enqueue(request))))
     },
     get queuedEvents() {
       return queuedEvents
     },
     async close() {
       closed = true
+      for (const admit of roomWaiters.splice(0)) admit()
       if (running > 0 || ready.length > 0) await new Promise<void>((resolve) => idleWaiters.push(resolve))
     },
   }
 }
+
+const weightOf = (request: AppendRequest) => Math.max(1, request.items.length)
 
 function onlyOf(hot: Map<string, HotState>, group: Waiting[]): Map<string, HotState> {
   const keys = new Set(group.map((one) => one.request.runKey))

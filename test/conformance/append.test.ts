@@ -454,7 +454,7 @@ t.test('the format macp, end to end', async (t) => {
     envelope('Vote', { proposalId: 'p1', vote: 'approve', confidence: 0.9 }, 'bob'),
     envelope('Signal', { signalType: 'attention', confidence: 0.5 }, 'bob'),
     envelope('Progress', { progress: 0.25, message: 'a quarter' }, 'bob', { metadata: { tokenUsage: { promptTokens: 7, completionTokens: 3 } } }),
-    envelope('Commitment', { commitmentId: 'c1', action: 'proposal.approved', reason: 'agreed' }),
+    envelope('Commitment', { commitmentId: 'c1', action: 'approved', reason: 'agreed' }),
     envelope('Gossip', { anything: 1 }),
   ]
   const answer = await client.send('POST', `/runs/${runId}/events?format=macp`, { body: sent })
@@ -473,7 +473,7 @@ t.test('the format macp, end to end', async (t) => {
   ])
     t.equal(types.filter((one) => one === type).length, 1, `${type} once`)
   t.match(events.find((one) => one.type === 'progress.reported')?.data, { percentage: 25 })
-  t.match(events.find((one) => one.type === 'decision.finalized')?.data, { action: 'proposal.approved', outcomePositive: true })
+  t.match(events.find((one) => one.type === 'decision.finalized')?.data, { action: 'approved', outcomePositive: true })
   t.match(events.find((one) => one.type === 'llm.call.completed')?.data, { inputTokens: 7, outputTokens: 3 })
   t.equal(events.find((one) => one.type === 'session.bound')?.ts, new Date(1_767_225_600_001).toISOString())
   const again = await client.send<{ duplicates: number }>('POST', `/runs/${runId}/events?format=macp`, { body: sent })

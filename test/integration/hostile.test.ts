@@ -12,6 +12,7 @@ const client = createClient(service.url)
 const run = await client.createRun({ id: 'victim' })
 await client.append(run.runId, { type: 'step.started', subject: { kind: 'step', id: 'a' }, data: { name: 'a' } })
 const before = (await client.get<RunRecord>('/runs/victim')).body
+let untouched = JSON.stringify({ lastSeq: before.lastSeq, lastRawSeq: before.lastRawSeq, status: before.status })
 const runsBefore = (await client.get<Page<RunRecord>>('/runs?count=true')).body.total
 
 const event = (fields: Record<string, unknown> = {}) => ({ type: 'custom.emitted', data: { name: 'x' }, ...fields })
@@ -93,7 +94,6 @@ const POST_EVENTS: Bad[] = [
   { name: 'JSON as a form', body: JSON.stringify(event()), contentType: 'application/x-www-form-urlencoded', allowed: [415] },
   { name: 'a multipart body', body: '--x\r\n\r\n--x--', contentType: 'multipart/form-data; boundary=x', allowed: [415] },
   { name: 'a content type that is none', body: JSON.stringify(event()), contentType: ';;;', allowed: [400, 415] },
-  { name: 'a charset that is not UTF-8', body: JSON.stringify(event()), contentType: 'application/json; charset=utf-16', allowed: [400, 415] },
   { name: 'a format that is not there', path: '/runs/victim/events?format=nonsense', body: event(), allowed: [400, 415] },
   { name: 'a format named like a prototype', path: '/runs/victim/events?format=__proto__', body: event(), allowed: [400, 415] },
   { name: 'a format named constructor', path: '/runs/victim/events?format=constructor', body: event(), allowed: [400, 415] },
@@ -214,10 +214,12 @@ const OTHERS: Bad[] = [
   { name: 'a rebuild of a run that is not there', path: '/runs/nobody/projection/rebuild', allowed: [404] },
 ]
 
+/** What a failure has changed is not blamed on the requests after it. */
 async function assertUntouched(t: Tap, name: string): Promise<void> {
-  const now = (await client.get<RunRecord>('/runs/victim')).body
-  if (now.lastSeq !== before.lastSeq || now.lastRawSeq !== before.lastRawSeq || now.status !== before.status)
-    t.fail(`${name}: the run went from ${JSON.stringify(before)} to ${JSON.stringify(now)}`)
+  const { lastSeq, lastRawSeq, status } = (await client.get<RunRecord>('/runs/victim')).body
+  const now = JSON.stringify({ lastSeq, lastRawSeq, status })
+  if (now !== untouched) t.fail(`${name}: the run went from ${untouched} to ${now}`)
+  untouched = now
 }
 type Tap = { fail(message: string): unknown }
 

@@ -40,6 +40,17 @@ t.test('a full queue answers 503 OVERLOADED with Retry-After, and what was ackno
   )
   t.equal((await client.append(runId, { type: 'run.completed' })).status, 200, 'afterwards it takes events again')
 
+  await t.test('long NDJSON bodies wait for room instead of being refused half way', async (t) => {
+    const runs = await Promise.all(Array.from({ length: 8 }, () => client.createRun()))
+    const lines = Array.from({ length: 2500 }, (_, index) => JSON.stringify({ id: `${index}`, type: 'custom.emitted', data: { name: `${index}` } })).join('\n')
+    const answers = await Promise.all(
+      runs.map((run) =>
+        client.send<{ accepted: number }>('POST', `/runs/${run.runId}/events`, { body: lines, contentType: 'application/x-ndjson', timeoutMs: 40_000 }),
+      ),
+    )
+    for (const answer of answers) t.equal(answer.status === 200 ? answer.body.accepted : answer.text, 2500)
+  })
+
   await t.test('a batch larger than the whole queue is not refused for ever', async (t) => {
     const batch = await client.createRun({ id: 'large' })
     const answer = await client.append(

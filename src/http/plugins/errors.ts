@@ -13,6 +13,13 @@ import { validationFields } from './validation-fields.js'
 /** Errors of the database that pass: the connection (postgres.js and system codes), SQLSTATE 08, 53, 57P0x and 25006 (a standby). */
 const UNAVAILABLE = /^(CONNECTION_\w+|CONNECT_TIMEOUT|ECONNREFUSED|ECONNRESET|EPIPE|ENOTFOUND|ETIMEDOUT|ENOENT|08...|53...|57P0[1-5]|25006)$/
 
+declare module 'fastify' {
+  interface FastifyInstance {
+    /** Whether the service is stopping: readiness fails, and only what has begun is finished. */
+    isClosing(): boolean
+  }
+}
+
 export const errorsPlugin = fastifyPlugin(
   async (app: FastifyInstance) => {
     const routes = createRouteMatcher()
@@ -20,9 +27,12 @@ export const errorsPlugin = fastifyPlugin(
 
     app.addHook('onRequest', async (request) => {
       if (request.url.includes('%00')) throw new RunplaneError('VALIDATION_ERROR', 'The URL must not contain %00: no id, name or text may hold a NUL.')
+      if (request.url.includes('%') && !isPercentEncoding(request.url))
+        throw new RunplaneError('VALIDATION_ERROR', 'The URL is not valid percent-encoding of UTF-8.')
     })
 
     let closing = false
+    app.decorate('isClosing', () => closing)
     app.addHook('preClose', async () => {
       closing = true
     })
@@ -50,9 +60,15 @@ export const errorsPlugin = fastifyPlugin(
   { name: 'errors' },
 )
 
+/** The longest body that is read to its end only to be able to answer that it is too long. */
+const MAX_DROPPED_BYTES = 67_108_864
+
 /** Answers the error as problem details; also Fastify's `frameworkErrors`, which runs before any hook. */
 export function sendProblem(error: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply {
   const known = catalogued(error, request)
+  // Fastify closes the connection of a body that is too long, and a client that still writes sees that instead of the answer. Node reads on
+  // and drops what is left; where that is too much to wait for, the connection does close.
+  if (known.code === 'PAYLOAD_TOO_LARGE' && Number(request.headers['content-length']) <= MAX_DROPPED_BYTES) reply.removeHeader('connection')
   if (known.status >= 500) request.log[known.code === 'INTERNAL' ? 'error' : 'warn']({ err: error }, `${request.method} failed: ${known.code}`)
   return reply
     .code(known.status)
@@ -107,6 +123,15 @@ const FRAMEWORK_ERRORS: Record<string, { code: ErrorCode; detail: (request?: Fas
   },
   FST_ERR_MAX_PARAM_LENGTH: { code: 'VALIDATION_ERROR', detail: () => 'A part of the path is too long.' },
   FST_ERR_REOPENED_CLOSE_SERVER: { code: 'OVERLOADED', detail: () => 'The service is stopping.' },
+}
+
+function isPercentEncoding(url: string): boolean {
+  try {
+    decodeURIComponent(url)
+    return true
+  } catch {
+    return false
+  }
 }
 
 function summary(errors: ProblemField[]): string {

@@ -66,10 +66,10 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
       const idempotencyKey = headers['idempotency-key']
       let slice = 0
 
-      const append = async (items: RawItem[], hash: () => string): Promise<void> => {
+      const append = async (items: RawItem[], hash: () => string, commit = log.append): Promise<void> => {
         const appendItems = items.map((item) => toAppendItem(item, format, access.keyName))
         const base = producer ? `p:${producer.id.length}:${producer.id}:${producer.epoch}:${producer.seq}` : idempotencyKey && `k:${idempotencyKey}`
-        const receipt = await store(access.workspaceId, runId, {
+        const receipt = await store(commit, access.workspaceId, runId, {
           receivedAt: new Date().toISOString(),
           items: appendItems,
           ...(slice === 0 && headers['if-match'] !== undefined && { ifMatch: Number(headers['if-match'].slice(1, -1)) }),
@@ -88,8 +88,7 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
         // The run is looked for first: nobody should send a gigabyte to learn that there is none.
         if ((await runKeys.find(access.workspaceId, runId)) === undefined) throw runNotFound(runId)
         for await (const { items, hash } of slices(body, limits)) {
-          await log.whenRoom()
-          await append(items, hash)
+          await append(items, hash, log.appendWhenRoom)
         }
         if (slice === 0) throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send a JSON object a line.')
       } else throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send one JSON object, an array of objects, or {"events":[...]}.')
@@ -128,12 +127,12 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
     },
   )
 
-  async function store(workspaceId: string, runId: string, request: Omit<AppendRequest, 'runKey'>): Promise<AppendReceipt> {
+  async function store(commit: GroupCommit['append'], workspaceId: string, runId: string, request: Omit<AppendRequest, 'runKey'>): Promise<AppendReceipt> {
     // A key that is remembered may be of a run that was deleted and made anew: then it is looked up once more.
     for (let attempt = 0; attempt < 2; attempt++) {
       const runKey = await runKeys.find(workspaceId, runId)
       if (runKey === undefined) break
-      const outcome = await log.append({ ...request, runKey })
+      const outcome = await commit({ ...request, runKey })
       if (outcome.kind === 'done') return outcome.receipt
       if (outcome.kind === 'refused') throw outcome.error
       runKeys.forget(workspaceId, runId)
