@@ -104,21 +104,22 @@ export function createLogReader({ sql }: { sql: Sql }) {
     const [row] = await sql`
       select r.status, r.last_seq, r.first_seq, p.found, p.taken, p.up_to, p.body
       from runs r, lateral (
-        select count(*) as found, count(*) filter (where before < ${maxBytes}) as taken, max(seq) filter (where before < ${maxBytes}) as up_to,
-          string_agg(item, ${as === 'json' ? ',' : ''} order by seq) filter (where before < ${maxBytes}) as body
+        select count(*) as found, count(*) filter (where fits) as taken, max(seq) filter (where fits) as up_to,
+          string_agg(item, ${as === 'json' ? ',' : ''} order by seq) filter (where fits) as body
         from (
-          select seq, item, sum(octet_length(item)) over (order by seq rows unbounded preceding) - octet_length(item) as before
+          select seq, item, row_number() over w <= ${limit} and sum(octet_length(item)) over w - octet_length(item) < ${maxBytes} as fits
           from (
             select seq, ${items[as]} as item from run_events_canonical e
-            where e.run_key = ${runKey} and e.seq > ${afterSeq} ${range} order by e.seq limit ${limit}
+            where e.run_key = ${runKey} and e.seq > ${afterSeq} ${range} order by e.seq limit ${limit + 1}
           ) found
+          window w as (order by seq rows unbounded preceding)
         ) sized
       ) p
       where r.key = ${runKey}`.raw()
     if (!row) return undefined
     const [status, lastSeq, firstSeq, found, taken, lastTaken, body] = row as (Buffer | null)[]
     const headSeq = number(lastSeq)
-    const cut = number(taken) < number(found) || number(found) === limit
+    const cut = number(taken) < number(found)
     const runStatus = statusOf(status)
     return {
       body: body ?? undefined,

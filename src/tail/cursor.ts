@@ -29,7 +29,7 @@ export function parseCompoundCursor(cursor: string | undefined, lastEventId: str
   ] as const) {
     if (text === undefined || text === '') continue
     for (const entry of text.split(',')) {
-      const colon = entry.lastIndexOf(':')
+      const colon = entry.indexOf(':')
       if (colon < 1) throw new RunplaneError('CURSOR_INVALID', `${name} must be a list like runId:seq,runId:seq, as the ids of the frames are.`)
       const runId = entry.slice(0, colon)
       positions.set(runId, Math.max(positions.get(runId) ?? 0, parseSeq(`${name} of run ${runId.slice(0, 128)}`, entry.slice(colon + 1))))

@@ -32,7 +32,7 @@ function pieceEnd(bytes: Buffer, start: number, limit: number): number {
 
 /** The number in the `id` line of the frame at `start`. */
 export function frameSeq(bytes: Buffer, start: number): number {
-  return Number(bytes.latin1Slice(start + 'id: '.length, bytes.indexOf('\n', start, 'latin1')))
+  return Number(bytes.toString('latin1', start + 'id: '.length, bytes.indexOf('\n', start, 'latin1')))
 }
 
 export interface Piece {

@@ -2,6 +2,7 @@
 import type { AddressInfo } from 'node:net'
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
 import Fastify from 'fastify'
+import type { Access } from '../../src/access/roles.js'
 import type { Database } from '../../src/db/client.js'
 import { DEFAULT_WORKSPACE_ID, uuidv7 } from '../../src/domain/ids.js'
 import type { RunStatus } from '../../src/domain/run.js'
@@ -66,7 +67,7 @@ export async function readingApp(t: Teardown, database: Database, options: Readi
   const log = createLogReader(database)
   const hub = createHub({ log, logger: silent, ...options.hub })
   await app.register(errorsPlugin)
-  app.decorateRequest('access', { getter: () => ({ workspaceId: options.workspaceId ?? DEFAULT_WORKSPACE_ID, role: 'guest', keyName: 'test' }) })
+  app.decorateRequest('access', { getter: (): Access => ({ workspaceId: options.workspaceId ?? DEFAULT_WORKSPACE_ID, role: 'guest', keyName: 'test' }) })
   const snapshotOf = options.snapshotOf ?? (async (run) => ({ version: run.lastSeq, schemaVersion: 1, stateJson: '{"run":{}}' }))
   await app.register(eventsRoutes({ log }))
   const config = { STREAM_HEARTBEAT_MS: options.heartbeatMs ?? 15_000, STREAM_STALL_MS: options.stallMs ?? 30_000 }

@@ -4,7 +4,7 @@
  */
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
-import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyReply } from 'fastify'
 import type { Config } from '../../config.js'
 import { RUN_ID_PATTERN } from '../../domain/ids.js'
 import { isTerminal } from '../../domain/run.js'
@@ -75,7 +75,7 @@ export function streamRoutes({ log, hub, snapshotOf, config }: StreamRoutesDeps)
         if (request.method === 'HEAD') return headersOnly(reply)
         const snapshot = request.query.includeSnapshot === 'true' ? await snapshotOf(run) : undefined
         const snapshotJson = snapshot && `{"version":${snapshot.version},"schemaVersion":${snapshot.schemaVersion},"state":${snapshot.stateJson}}`
-        const runs = [{ run, afterSeq: cursor ?? snapshot?.version ?? 0, filter: filterOf(request), follow }]
+        const runs = [{ run, afterSeq: cursor ?? snapshot?.version ?? 0, filter: filterOf(request.query), follow }]
         return open(reply, { runs, isCompound: false, snapshotJson, heartbeatMs })
       },
     )
@@ -96,7 +96,7 @@ export function streamRoutes({ log, hub, snapshotOf, config }: StreamRoutesDeps)
         const cursors = parseCompoundCursor(request.query.cursor, request.headers['last-event-id'])
         const found = await Promise.all(runIdsOf(request.query.runs).map((runId) => find(request.access.workspaceId, runId)))
         const follow = request.query.follow === 'true'
-        const runs = found.map((run) => ({ run, afterSeq: cursors.get(run.id) ?? 0, filter: filterOf(request), follow }))
+        const runs = found.map((run) => ({ run, afterSeq: cursors.get(run.id) ?? 0, filter: filterOf(request.query), follow }))
         for (const { run, afterSeq } of runs) if (afterSeq > run.lastSeq) throw cursorBeyondHead(run.id, afterSeq, run.lastSeq)
         const isAllRead = runs.every(({ run, afterSeq }) => isTerminal(run.status) && cursors.has(run.id) && afterSeq === run.lastSeq)
         if (isAllRead && !follow) return reply.code(204).send(null)
@@ -111,7 +111,7 @@ function headersOnly(reply: FastifyReply) {
   return reply.headers(STREAM_HEADERS).send()
 }
 
-function filterOf({ query }: FastifyRequest<{ Querystring: Pick<StreamQuery, 'types' | 'subject'> }>) {
+function filterOf(query: Pick<StreamQuery, 'types' | 'subject'>) {
   if (query.types === undefined && query.subject === undefined) return undefined
   return { types: query.types?.split(','), subject: query.subject }
 }
