@@ -12,7 +12,7 @@ import { PROBLEM_CONTENT_TYPE, Problem } from '../schemas/problem.js'
 const TAGS = [
   { name: 'events', description: 'Post events, read them' },
   { name: 'runs', description: 'Create runs, list them, read their state' },
-  { name: 'stream', description: 'Tail a run' },
+  { name: 'tail', description: 'Tail a run' },
   { name: 'access', description: 'API keys' },
   { name: 'operation', description: 'Health, metrics and this document' },
 ]

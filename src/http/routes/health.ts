@@ -9,11 +9,6 @@ import { VERSION } from '../../ops/version.js'
 /** @param checks what has to work for this instance to serve, such as database, migrations and wake: each rejects if its thing does not. */
 export function healthRoutes({ checks, metrics }: { checks: Record<string, HealthCheck>; metrics: Pick<Metrics, 'registry'> }): FastifyPluginAsyncTypebox {
   return async (app) => {
-    let closing = false
-    app.addHook('preClose', async () => {
-      closing = true
-    })
-
     app.get(
       '/healthz',
       {
@@ -51,7 +46,7 @@ export function healthRoutes({ checks, metrics }: { checks: Record<string, Healt
         },
       },
       async (request) => {
-        if (closing) throw new RunplaneError('OVERLOADED', 'The service is stopping.', { headers: { 'retry-after': '1' } })
+        if (app.isClosing()) throw new RunplaneError('OVERLOADED', 'The service is stopping.', { headers: { 'retry-after': '1' } })
         const health = await checkHealth(checks)
         const failed = health.checks.filter((check) => !check.ok)
         if (failed.length === 0) return { status: 'ready' as const, checks: health.checks.map(({ name, ms }) => ({ name, ms })) }
