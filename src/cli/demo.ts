@@ -45,8 +45,11 @@ const STAGES: Stage[] = [
 ]
 
 const cancelled = new AbortController()
+let interruptedAt = 0
 process.on('SIGINT', () => {
-  if (cancelled.signal.aborted) process.exit(130)
+  // What runs the demo passes the terminal's signal on, so that one Ctrl-C comes two or three times.
+  if (cancelled.signal.aborted && Date.now() - interruptedAt > 1000) process.exit(130)
+  interruptedAt ||= Date.now()
   cancelled.abort()
 })
 
