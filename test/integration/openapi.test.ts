@@ -5,19 +5,109 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import t from 'tap'
-import { baseApp } from '../support/base-app.js'
-import { testDatabase } from '../support/database.js'
+import { buildApp } from '../../src/app.js'
+import { loadConfig } from '../../src/config.js'
+import { silent, testDatabase } from '../support/database.js'
 
-const { app } = await baseApp(t, await testDatabase(t))
-const document = (await app.inject('/openapi.json')).json()
+interface Operation {
+  operationId?: string
+  summary?: string
+  tags?: string[]
+  security?: unknown[]
+  responses: Record<string, { description: string; content?: Record<string, unknown> }>
+}
+interface OpenApi {
+  openapi: string
+  tags: { name: string }[]
+  paths: Record<string, Record<string, Operation>>
+  components: { schemas: Record<string, unknown> }
+}
 
-t.test('the linter finds nothing in the document', async (t) => {
+const app = await buildApp({ config: loadConfig({}, { envFile: '/nonexistent' }), database: await testDatabase(t), logger: silent })
+t.teardown(() => app.close())
+await app.ready()
+const answer = await app.inject('/openapi.json')
+const document = answer.json<OpenApi>()
+const operations = Object.entries(document.paths).flatMap(([path, methods]) =>
+  Object.entries(methods).map(([method, operation]) => ({ name: `${method.toUpperCase()} ${path}`, operation })),
+)
+
+t.test('the document is OpenAPI 3.1, and the linter finds nothing in it', async (t) => {
+  t.equal(document.openapi, '3.1.0')
   const folder = await mkdtemp(join(tmpdir(), 'openapi-'))
   t.teardown(() => rm(folder, { recursive: true }))
   const file = join(folder, 'openapi.json')
-  await writeFile(file, JSON.stringify(document))
+  await writeFile(file, answer.body)
   const linted = await promisify(execFile)('node_modules/.bin/redocly', ['lint', file, '--format', 'json'], {
-    env: { ...process.env, REDOCLY_TELEMETRY: 'off', REDOCLY_SUPPRESS_UPDATE_NOTICE: 'true', CI: 'true' },
+    env: { ...process.env, REDOCLY_TELEMETRY: 'off', REDOCLY_SUPPRESS_UPDATE_NOTICE: 'true' },
+    maxBuffer: 16 * 1024 * 1024,
   }).catch((error: { stdout: string }) => error)
-  t.match(JSON.parse(linted.stdout.slice(linted.stdout.indexOf('{'))), { totals: { errors: 0, warnings: 0 } }, linted.stdout)
+  const { totals, problems } = JSON.parse(linted.stdout.slice(linted.stdout.indexOf('{')))
+  t.match(totals, { errors: 0, warnings: 0 })
+  t.same(
+    problems.map((problem: { message: string; location: { pointer: string }[] }) => `${problem.location[0]?.pointer}: ${problem.message}`),
+    [],
+  )
+})
+
+t.test('the routes of the contract are in it', async (t) => {
+  const names = operations.map(({ name }) => name)
+  for (const name of [
+    'POST /runs',
+    'GET /runs',
+    'GET /runs/{id}',
+    'POST /runs/validate',
+    'POST /runs/{id}/events',
+    'GET /runs/{id}/events',
+    'GET /runs/{id}/raw',
+    'GET /runs/{id}/state',
+    'GET /runs/{id}/stream',
+    'GET /events',
+    'POST /ingest/explain',
+    'GET /keys',
+    'POST /keys',
+    'DELETE /keys/{id}',
+    'GET /healthz',
+    'GET /readyz',
+    'GET /metrics',
+    'GET /openapi.json',
+  ]) {
+    t.ok(names.includes(name), name)
+  }
+})
+
+t.test('every operation has a name of its own, a summary, a declared tag, described answers and its problems', async (t) => {
+  const tags = document.tags.map(({ name }) => name)
+  for (const { name, operation } of operations) {
+    t.ok(operation.operationId, `${name}: operationId`)
+    t.ok(operation.summary, `${name}: summary`)
+    t.ok(operation.tags?.length === 1 && operation.tags.every((tag) => tags.includes(tag)), `${name}: one of the tags ${tags}`)
+    t.ok(
+      Object.keys(operation.responses).some((status) => /^2/.test(status)),
+      `${name}: what it answers`,
+    )
+    for (const [status, response] of Object.entries(operation.responses))
+      t.notMatch(response.description, /^Default Response$/, `${name}: ${status} is described`)
+    t.match(operation.responses['4XX'], { content: { 'application/problem+json': { schema: { $ref: '#/components/schemas/Problem' } } } }, `${name}: problems`)
+  }
+  const ids = operations.map(({ operation }) => operation.operationId)
+  t.equal(new Set(ids).size, ids.length)
+})
+
+t.test('shared schemas are components under their own names', async (t) => {
+  t.match(Object.keys(document.components.schemas), ['Problem'])
+  t.same(
+    Object.keys(document.components.schemas).filter((name) => !/^[A-Z][A-Za-z]+$/.test(name)),
+    [],
+  )
+})
+
+t.test('the page for people is served from here, and loads nothing from elsewhere', async (t) => {
+  const page = await app.inject('/docs')
+  t.match(page, { statusCode: 200, headers: { 'content-type': /^text\/html/, 'content-security-policy': /^default-src 'none'; script-src 'self';/ } })
+  const sources = [...page.body.matchAll(/(?:src|href)="([^"]+)"/g)].map((match) => match[1] ?? '')
+  t.ok(sources.length > 4)
+  for (const source of sources) t.equal((await app.inject(source)).statusCode, 200, source)
+  const settings = await app.inject('/docs/static/swagger-initializer.js')
+  t.match(settings.body, /"validatorUrl":null/)
 })

@@ -48,7 +48,11 @@ export async function baseApp(
   await app.register(healthRoutes({ checks: options.checks ?? { database: () => database.sql`select 1` }, metrics }))
   await app.register(docsRoutes())
   for (const role of ['guest', 'member', 'admin'] as const) app.get(`/${role}`, { config: { role }, schema: { hide: true } }, async (request) => request.access)
-  app.post('/bodies', { config: { role: 'member' }, schema: { hide: true, body: { type: 'object', properties: { count: { type: 'integer' } }, additionalProperties: false } } }, async (request) => request.body)
+  app.post(
+    '/bodies',
+    { config: { role: 'member' }, schema: { hide: true, body: { type: 'object', properties: { count: { type: 'integer' } }, additionalProperties: false } } },
+    async (request) => request.body,
+  )
   options.routes?.(app)
   await app.ready()
   return { app, keys, log }

@@ -47,8 +47,7 @@ function documented(schema: FastifySchema, role: string | undefined): FastifySch
   const problem = (description: string) => ({ description, content: { [PROBLEM_CONTENT_TYPE]: { schema: { $ref: 'Problem#' } } } })
   const response = Object.entries(schema.response ?? {}).map(([status, answer]: [string, object]) => [
     status,
-    // A component has a description of its own.
-    '$ref' in answer || 'description' in answer ? answer : { ...answer, description: STATUS_CODES[status] ?? status },
+    described(answer, STATUS_CODES[status] ?? status),
   ])
   return {
     ...schema,
@@ -59,4 +58,10 @@ function documented(schema: FastifySchema, role: string | undefined): FastifySch
       '5XX': problem('The service could not do it: try again'),
     },
   }
+}
+
+/** A shared schema says what a thing is, not that it is the answer: that is the status's name. */
+function described(answer: object, description: string): object {
+  if ('description' in answer) return answer
+  return '$ref' in answer ? { description, content: { 'application/json': { schema: answer } } } : { ...answer, description }
 }

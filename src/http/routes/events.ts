@@ -39,6 +39,7 @@ export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypeb
         config: { role: 'guest' },
         schema: {
           tags: ['events'],
+          operationId: 'listEvents',
           summary: 'The canonical events of a run, by seq',
           params: RunParams,
           querystring: EventsQuery,
@@ -63,6 +64,7 @@ export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypeb
         config: { role: 'guest' },
         schema: {
           tags: ['events'],
+          operationId: 'listRawEvents',
           summary: 'What was sent to a run, to the byte, by rawSeq',
           params: RunParams,
           querystring: RawQuery,
@@ -87,6 +89,7 @@ export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypeb
         config: { role: 'guest' },
         schema: {
           tags: ['events'],
+          operationId: 'listWorkspaceEvents',
           summary: 'The canonical events of all runs of the workspace: the runs by age, the events of each by seq',
           description: 'For paging through what there is. Events that earlier runs get later are not behind the cursor: to follow runs, tail them.',
           querystring: WorkspaceEventsQuery,

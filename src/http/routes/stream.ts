@@ -58,6 +58,7 @@ export function streamRoutes({ log, hub, snapshotOf, config }: StreamRoutesDeps)
         config: { role: 'guest' },
         schema: {
           tags: ['tail'],
+          operationId: 'streamRun',
           summary: 'Tail a run: every event after the cursor, once, in order; history first, then live',
           params: RunParams,
           querystring: StreamQuery,
@@ -86,6 +87,7 @@ export function streamRoutes({ log, hub, snapshotOf, config }: StreamRoutesDeps)
         config: { role: 'guest' },
         schema: {
           tags: ['tail'],
+          operationId: 'streamRuns',
           summary: 'Tail several runs on one connection; the id of a frame is a cursor for all of them',
           querystring: ManyStreamQuery,
           headers: StreamHeaders,
