@@ -4,10 +4,10 @@
  */
 
 /** An id that is longer is shortened and ends in a hash of the whole, so that two long ids stay two. */
-export const MAX_ID_BYTES = 96
-export const MAX_NAME_BYTES = 96
+export const MAX_ID_BYTES = 64
+export const MAX_NAME_BYTES = 80
 /** A kind, a role, a status. */
-export const MAX_LABEL_BYTES = 40
+export const MAX_LABEL_BYTES = 32
 /** A line of text: a message, a summary. */
 export const MAX_LINE_BYTES = 160
 export const MAX_TEXT_BYTES = 2_000

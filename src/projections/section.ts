@@ -36,9 +36,9 @@ export type Present<T> = { [K in keyof T as null extends T[K] ? never : K]: T[K]
   [K in keyof T as null extends T[K] ? K : never]?: NonNullable<T[K]>
 }
 
-export function present<T extends object>(record: T): Present<T> {
-  const kept: Partial<T> = {}
+export function present<T extends object>(record: T): Present<T>
+export function present(record: Record<string, unknown>): Record<string, unknown> {
+  const kept: Record<string, unknown> = {}
   for (const key in record) if (record[key] !== null) kept[key] = record[key]
-  // Only what is null was left out, and those fields are the optional ones.
-  return kept as Present<T>
+  return kept
 }

@@ -3,9 +3,9 @@ import { amount, clipped, idOf, keep, MAX_LABEL_BYTES, MAX_NAME_BYTES, numberOf,
 import { defineSection, present } from '../section.js'
 import { senderOf } from '../sender.js'
 
-const MAX_ARTIFACTS = 100
-const MAX_URI_BYTES = 300
-const MAX_INLINE_BYTES = 300
+const MAX_ARTIFACTS = 60
+const MAX_URI_BYTES = 256
+const MAX_INLINE_BYTES = 250
 
 interface Artifact {
   artifactId: string

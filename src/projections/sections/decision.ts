@@ -78,7 +78,9 @@ function contribute(state: DecisionFold, event: EventOf<'proposal.created' | 'pr
   }
   state.contributions += 1
   state.dropped += keepRecent(state.proposals, contribution, MAX_PROPOSALS)
-  if (event.type === 'proposal.created' && data.action !== undefined) keep(state.actions, proposalId, contribution.action, MAX_ACTIONS)
+  // A message without an option of its own is named after its type: that says nothing of what is proposed.
+  if (event.type === 'proposal.created' && data.action !== undefined && data.action !== data.messageType)
+    keep(state.actions, proposalId, contribution.action, MAX_ACTIONS)
   if (state.current?.finalized) return
   state.current = {
     ...OPEN,
@@ -115,9 +117,7 @@ export const decision = defineSection({
   }),
   on: {
     'proposal.created'(state, event) {
-      const { data } = event
-      const asked = field(data, 'prompt') ?? field(data, 'rationale') ?? field(field(data, 'payload'), 'prompt') ?? field(field(data, 'payload'), 'rationale')
-      state.prompt ??= clipped(state, textOf(asked), MAX_TEXT_BYTES)
+      state.prompt ??= clipped(state, event.data.prompt, MAX_TEXT_BYTES)
       contribute(state, event)
     },
     'proposal.updated': contribute,

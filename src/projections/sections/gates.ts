@@ -3,7 +3,7 @@ import type { EventOf } from '../../domain/canonical-event.js'
 import { clipped, idOf, keep, MAX_LINE_BYTES, MAX_NAME_BYTES, payload } from '../bounds.js'
 import { defineSection, present } from '../section.js'
 
-const MAX_GATES = 100
+const MAX_GATES = 60
 const MAX_CHECKS_BYTES = 250
 
 type GateStatus = 'running' | 'passed' | 'failed'

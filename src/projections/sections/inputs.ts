@@ -2,7 +2,7 @@
 import { clipped, idOf, keep, MAX_LINE_BYTES, MAX_NAME_BYTES, payload } from '../bounds.js'
 import { defineSection, present } from '../section.js'
 
-const MAX_INPUTS = 50
+const MAX_INPUTS = 40
 const MAX_SCHEMA_BYTES = 500
 const MAX_RESPONSE_BYTES = 300
 

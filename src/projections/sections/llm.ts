@@ -16,7 +16,7 @@ import { senderOf } from '../sender.js'
 
 const MAX_CALLS = 100
 /** Accounts that can still be replaced; what older ones have told stays counted. */
-const MAX_ACCOUNTS = 200
+const MAX_ACCOUNTS = 100
 /** Further models are added up under one name. */
 const MAX_MODELS = 30
 const OTHER_MODELS = '(other)'
@@ -176,7 +176,7 @@ function endCall(state: LlmFold, event: EventOf<'llm.call.completed' | 'llm.call
   const { data, subject, attempt } = event
   const call = callOf(state, event)
   call.ts = event.ts
-  const account = accountOf(state, 'call', accountKey('call', subject.id, attempt), data.model)
+  const account = accountOf(state, 'call', accountKey('call', subject.id, attempt), call.model ?? undefined)
   if (book(state, account, data, 'state')) account.closed = true
   for (const name of COUNTS) if (data[name] !== undefined) call[name] = amount(data[name])
   if (data.error !== undefined) call.error = failureOf(state, data.error, MAX_LINE_BYTES)?.message ?? null
@@ -233,6 +233,9 @@ export const llm = defineSection({
     'step.failed'(state, event) {
       stateUsage(state, 'step', event, event.data.usage)
     },
+    'step.skipped'(state, event) {
+      stateUsage(state, 'step', event, event.data.usage)
+    },
     'run.completed'(state, event) {
       const { usage, costUsd } = event.data
       stateUsage(state, 'run', event, costUsd === undefined ? usage : { ...usage, costUsd })
@@ -248,18 +251,19 @@ export const llm = defineSection({
       completionTokens: call.outputTokens,
       ...(call.costUsd !== null && { estimatedCostUsd: call.costUsd }),
     }))
-    const used = totalsOf(state.sums)
+    const all = totalsOf(state.sums)
     const totals = {
       callCount: completed,
       started,
       failed,
       latencyMs,
-      ...used,
-      promptTokens: used.inputTokens,
-      completionTokens: used.outputTokens,
-      estimatedCostUsd: used.costUsd,
+      ...all,
+      promptTokens: all.inputTokens,
+      completionTokens: all.outputTokens,
+      estimatedCostUsd: all.costUsd,
     }
-    const byModel = [...state.models].map(([model, use]) => ({ model, calls: use.calls, failed: use.failed, ...totalsOf(use.sums) }))
+    const used = [...state.models].filter(([, { calls, sums }]) => calls > 0 || sums.some((sum) => sum > 0))
+    const byModel = used.map(([model, { calls, failed, sums }]) => ({ model, calls, failed, ...totalsOf(sums) }))
     return { calls, totals, byModel, dropped, truncated }
   },
 })

@@ -10,8 +10,8 @@ import { defineSection, present } from '../section.js'
 import { senderOf } from '../sender.js'
 import type { RunFold } from './run.js'
 
-const MAX_PARTICIPANTS = 500
-const MAX_SUMMARY_BYTES = 80
+const MAX_PARTICIPANTS = 300
+const MAX_SUMMARY_BYTES = 64
 /** Of one event: how many that it declares or addresses are looked at. */
 const MAX_NAMED = 500
 

@@ -16,7 +16,7 @@ const MAX_DENIALS = 20
 const MAX_EXPECTED = 20
 const MAX_EXPECTED_BYTES = 300
 const MAX_TALLIES = 50
-const MAX_VOTES = 500
+const MAX_VOTES = 200
 
 interface Tally {
   allow: number
@@ -28,7 +28,7 @@ export interface PolicyFold {
   policyDescription: string | null
   resolvedAt: string | null
   decided: { proposalId: string | null; commitmentId: string | null; outcomePositive: boolean | null } | null
-  evaluations: { commitmentId: string; decision: 'allow' | 'deny'; reasons: string[]; ts: string }[]
+  evaluations: { commitmentId: string; decision: 'allow' | 'deny' | null; reasons: string[]; ts: string }[]
   allowed: number
   denied: number
   denials: { commitmentId: string; errorCode: string | null; reasons: string[]; ts: string }[]
@@ -92,10 +92,9 @@ export const policy = defineSection({
       expect(state, field(data, 'expectedCommitments'))
     },
     'policy.commitment.evaluated'(state, { ts, subject, data }) {
-      // Without a word on it the runtime let the commitment pass: it tells of a denial.
-      const verdict = data.decision ?? 'allow'
+      const verdict = data.decision ?? null
       if (verdict === 'allow') state.allowed += 1
-      else state.denied += 1
+      if (verdict === 'deny') state.denied += 1
       const evaluation = { commitmentId: idOf(data.commitmentId ?? subject.id), decision: verdict, reasons: linesOf(state, data.reasons), ts }
       state.dropped += keepRecent(state.evaluations, evaluation, MAX_EVALUATIONS)
     },
@@ -130,7 +129,7 @@ export const policy = defineSection({
       policyVersion: policyVersion ?? '',
       ...present({ policyDescription, resolvedAt, quorumStatus }),
       ...(decided && { outcomePositive: decided.outcomePositive }),
-      commitmentEvaluations: evaluations,
+      commitmentEvaluations: evaluations.map(present),
       expectedCommitments: expected ?? [],
       voteTally,
       denials: denials.map(present),

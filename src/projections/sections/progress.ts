@@ -11,7 +11,7 @@ import { senderOf } from '../sender.js'
 import type { RunFold } from './run.js'
 import { progressOfSteps, type StepsFold } from './steps.js'
 
-const MAX_ENTRIES = 100
+const MAX_ENTRIES = 60
 
 interface Report {
   percentage: number | null

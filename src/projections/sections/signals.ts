@@ -3,8 +3,8 @@ import { clipped, idOf, keep, MAX_LABEL_BYTES, MAX_NAME_BYTES, numberOf, payload
 import { defineSection, present } from '../section.js'
 import { senderOf } from '../sender.js'
 
-const MAX_SIGNALS = 100
-const MAX_PAYLOAD_BYTES = 400
+const MAX_SIGNALS = 80
+const MAX_PAYLOAD_BYTES = 300
 
 interface Signal {
   id: string

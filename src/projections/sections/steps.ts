@@ -4,13 +4,16 @@
  */
 import type { DataOf, EventOf } from '../../domain/canonical-event.js'
 import { isTerminal, nextAttempt } from '../../domain/run.js'
-import { clip, clipped, idOf, keep, MAX_LABEL_BYTES, MAX_LINE_BYTES, MAX_NAME_BYTES, numberOf } from '../bounds.js'
+import { clip, clipped, idOf, keep, MAX_LABEL_BYTES, MAX_NAME_BYTES, numberOf } from '../bounds.js'
 import { failureOf } from '../failure.js'
 import { percentageOf } from '../percentage.js'
 import { defineSection, present } from '../section.js'
 import type { RunFold } from './run.js'
 
 const MAX_STEPS = 500
+/** Steps whose texts are kept: the last that told any. */
+const MAX_NOTES = 100
+const MAX_NOTE_BYTES = 128
 
 type StepStatus = 'running' | 'completed' | 'failed' | 'skipped'
 
@@ -25,19 +28,23 @@ interface Step {
   attempt: number
   /** Percentage from 0 to 100. */
   progress: number | null
-  message: string | null
   startedAt: string | null
   endedAt: string | null
   durationMs: number | null
+  outputs: number
+}
+
+interface Note {
+  message: string | null
   /** Why it failed or was skipped. */
   reason: string | null
-  outputs: number
   lastOutput: string | null
 }
 
 export interface StepsFold {
   attempt: number
   steps: Map<string, Step>
+  notes: Map<string, Note>
   total: number
   running: number
   completed: number
@@ -73,14 +80,12 @@ function enter(state: StepsFold, event: StepEvent): Step {
     status: 'running',
     attempt: state.attempt,
     progress: null,
-    message: null,
     startedAt: null,
     endedAt: null,
     durationMs: null,
-    reason: null,
     outputs: 0,
-    lastOutput: null,
   }
+  state.notes.delete(id)
   const ends = event.type !== 'step.started'
   if (ends && state.droppedRunning > 0) state.droppedRunning -= 1
   else {
@@ -96,6 +101,14 @@ function enter(state: StepsFold, event: StepEvent): Step {
     }
   }
   return step
+}
+
+function note(state: StepsFold, step: Step): Note {
+  const known = state.notes.get(step.id)
+  if (known !== undefined) return known
+  const fresh: Note = { message: null, reason: null, lastOutput: null }
+  keep(state.notes, step.id, fresh, MAX_NOTES)
+  return fresh
 }
 
 function move(state: StepsFold, step: Step, status: StepStatus): void {
@@ -120,7 +133,8 @@ function end(state: StepsFold, event: EventOf<'step.completed' | 'step.failed' |
   if (status === 'completed') step.progress = 100
   step.endedAt = event.ts
   step.durationMs = numberOf(event.data.durationMs)
-  step.reason = failureOf(state, event.data.error, MAX_LINE_BYTES)?.message ?? clipped(state, event.data.reason, MAX_LINE_BYTES)
+  const reason = failureOf(state, event.data.error, MAX_NOTE_BYTES)?.message ?? clipped(state, event.data.reason, MAX_NOTE_BYTES)
+  if (reason !== null) note(state, step).reason = reason
 }
 
 function beginAttempt(state: StepsFold, event: EventOf<'run.started' | 'run.retry_scheduled'>): void {
@@ -141,6 +155,7 @@ export const steps = defineSection({
   initial: (): StepsFold => ({
     attempt: 1,
     steps: new Map(),
+    notes: new Map(),
     total: 0,
     running: 0,
     completed: 0,
@@ -161,8 +176,8 @@ export const steps = defineSection({
         move(state, step, 'running')
         step.endedAt = null
         step.durationMs = null
-        step.reason = null
         step.progress = null
+        state.notes.delete(step.id)
       }
       describe(state, step, event.data)
       step.startedAt = event.ts
@@ -172,7 +187,7 @@ export const steps = defineSection({
       const step = enter(state, event)
       state.outputs += 1
       step.outputs += 1
-      step.lastOutput = clip(state, event.data.text, MAX_LINE_BYTES)
+      note(state, step).lastOutput = clip(state, event.data.text, MAX_NOTE_BYTES)
     },
     'progress.reported'(state, event) {
       if (event.subject.kind !== 'step') return
@@ -183,7 +198,7 @@ export const steps = defineSection({
         step.progress = percentage
         if (step.status === 'running') state.partial += partOf(step)
       }
-      step.message = clipped(state, event.data.message, MAX_LINE_BYTES) ?? step.message
+      if (event.data.message !== undefined) note(state, step).message = clip(state, event.data.message, MAX_NOTE_BYTES)
     },
     'step.completed'(state, event) {
       end(state, event, 'completed')
@@ -201,7 +216,8 @@ export const steps = defineSection({
     const list = [...state.steps.values()].map((step) => {
       // Nobody told how it ended, and nobody will.
       const abandoned = step.status === 'running' && (over || step.attempt !== attempt)
-      return { ...present(step), status: abandoned ? ('abandoned' as const) : step.status }
+      const said = state.notes.get(step.id)
+      return { ...present(step), ...(said && present(said)), status: abandoned ? ('abandoned' as const) : step.status }
     })
     return { steps: list, attempt, total, running, completed, failed, skipped, outputs, dropped, truncated }
   },

@@ -5,10 +5,10 @@ import { failureOf } from '../failure.js'
 import { defineSection, present } from '../section.js'
 import { senderOf } from '../sender.js'
 
-const MAX_CALLS = 60
-const MAX_TOOLS = 50
+const MAX_CALLS = 50
+const MAX_TOOLS = 40
 const OTHER_TOOLS = '(other)'
-const MAX_PAYLOAD_BYTES = 400
+const MAX_PAYLOAD_BYTES = 300
 
 type ToolEvent = EventOf<'tool.called' | 'tool.output' | 'tool.completed' | 'tool.failed'>
 

@@ -3,7 +3,7 @@ import { idOf, keep } from '../bounds.js'
 import { defineSection, present } from '../section.js'
 
 /** Spans are told apart among this many recent ones: the start and the end of a longer one may count twice. */
-const MAX_SPANS = 200
+const MAX_SPANS = 100
 const MAX_ARTIFACTS = 100
 
 export interface TraceFold {
