@@ -4,8 +4,8 @@
  */
 import type { CanonicalEvent } from '../domain/canonical-event.js'
 import type { RunStatus } from '../domain/run.js'
+import { runProgress } from './derive.js'
 import type { Section } from './section.js'
-import { runProgress } from './sections/progress.js'
 import { type Folds, type RunState, SECTIONS } from './sections.js'
 
 export type { RunState } from './sections.js'
@@ -113,7 +113,6 @@ export interface RunSummary {
 }
 
 export function summary(state: FoldState): RunSummary {
-  const { run, progress } = state.folds
-  const { runId, status, attempt, startedAt, endedAt, error, name, kind, tags } = run
-  return { runId, status, progress: runProgress(progress, state.folds), attempt, startedAt, endedAt, error, name, kind, tags }
+  const { runId, status, attempt, startedAt, endedAt, error, name, kind, tags } = state.folds.run
+  return { runId, status, progress: runProgress(state.folds), attempt, startedAt, endedAt, error, name, kind, tags }
 }

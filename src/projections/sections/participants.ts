@@ -8,6 +8,7 @@ import { isTerminal } from '../../domain/run.js'
 import { clip, clipped, field, idOf, keep, MAX_LABEL_BYTES, textOf } from '../bounds.js'
 import { defineSection, present } from '../section.js'
 import { senderOf } from '../sender.js'
+import type { ProgressFold } from './progress.js'
 import type { RunFold } from './run.js'
 
 const MAX_PARTICIPANTS = 300
@@ -117,11 +118,12 @@ export const participants = defineSection({
     'message.received': address,
   },
   // An array, as macp dashboards read it; what was dropped is in the counts of the graph, which shows the same participants.
-  view(state, folds: Readonly<{ run: RunFold }>) {
+  view(state, folds: Readonly<{ run: RunFold; progress: ProgressFold }>) {
     const lastActive = lastActiveOf(state)
     return [...state.participants.values()].map((participant) => {
       const { joinedSeq, activeSeq, waitingSeq, ...known } = participant
-      return { ...present(known), status: statusOf(state, participant, folds.run, lastActive) }
+      const progress = folds.progress.entries.get(participant.participantId)?.percentage ?? null
+      return { ...present({ ...known, progress }), status: statusOf(state, participant, folds.run, lastActive) }
     })
   },
 })

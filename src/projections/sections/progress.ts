@@ -5,11 +5,10 @@
 import type { EventOf } from '../../domain/canonical-event.js'
 import { nextAttempt } from '../../domain/run.js'
 import { clipped, idOf, keep, MAX_LABEL_BYTES, MAX_LINE_BYTES, numberOf, textOf } from '../bounds.js'
+import { type ProgressFacts, runProgress } from '../derive.js'
 import { percentageOf } from '../percentage.js'
 import { defineSection, present } from '../section.js'
 import { senderOf } from '../sender.js'
-import type { RunFold } from './run.js'
-import { progressOfSteps, type StepsFold } from './steps.js'
 
 const MAX_ENTRIES = 60
 
@@ -72,10 +71,10 @@ export const progress = defineSection({
       if (keep(state.entries, participantId, entry, MAX_ENTRIES)) state.dropped += 1
     },
   },
-  view(state, folds: Readonly<{ run: RunFold; steps: StepsFold }>) {
+  view(state, folds: Readonly<ProgressFacts>) {
     const { reports, dropped, truncated } = state
     return {
-      percentage: runProgress(state, folds),
+      percentage: runProgress(folds),
       ...(state.reported && { reported: present(state.reported) }),
       entries: [...state.entries.values()].map(present),
       reports,
@@ -84,10 +83,3 @@ export const progress = defineSection({
     }
   },
 })
-
-/** The progress of the run: an integer from 0 to 100, or null where nothing is known. */
-export function runProgress(state: ProgressFold, folds: Readonly<{ run: RunFold; steps: StepsFold }>): number | null {
-  if (folds.run.status === 'completed') return 100
-  const told = state.reported?.percentage ?? null
-  return told === null ? progressOfSteps(folds.steps) : Math.round(told)
-}

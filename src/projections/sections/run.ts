@@ -2,6 +2,7 @@
 import { type CanonicalEvent, isEventType } from '../../domain/canonical-event.js'
 import { isTerminal, nextAttempt, nextStatus, type RunStatus } from '../../domain/run.js'
 import { clip, clipped, field, idOf, keep, MAX_LABEL_BYTES, MAX_LINE_BYTES, MAX_NAME_BYTES, MAX_TEXT_BYTES, payload, textOf } from '../bounds.js'
+import { type ProgressFacts, runProgress } from '../derive.js'
 import { type FailureText, failureOf } from '../failure.js'
 import { defineSection, present } from '../section.js'
 
@@ -268,10 +269,11 @@ export const run = defineSection({
       state.unmapped += 1
     },
   },
-  view(state) {
+  view(state, folds: Readonly<ProgressFacts>) {
     const { endedSeq, agent, error, checkpoint, links, custom, ...known } = state
     return {
       ...present(known),
+      progress: runProgress(folds),
       ...(agent && { agent: present(agent) }),
       ...(error && { error: present(error) }),
       ...(checkpoint && { checkpoint: present(checkpoint) }),

@@ -222,10 +222,3 @@ export const steps = defineSection({
     return { steps: list, attempt, total, running, completed, failed, skipped, outputs, dropped, truncated }
   },
 })
-
-/** What the counts tell of the progress of the run: a whole percentage, or null where no step is known. */
-export function progressOfSteps(state: StepsFold): number | null {
-  if (state.total === 0) return null
-  const done = state.completed + state.failed + state.skipped
-  return Math.min(100, Math.max(0, Math.floor((done * 100 + state.partial) / state.total)))
-}

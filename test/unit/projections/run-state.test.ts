@@ -122,6 +122,7 @@ t.test('progress: derived from the steps, done ones and the parts of running one
   t.match(log.view().steps, { total: 4, running: 2, completed: 1, skipped: 1, failed: 0 })
   log.about('step/c', 'step.failed', { error: { message: 'no' } })
   t.equal(log.view().progress.percentage, 75)
+  t.equal(log.view().run.progress, 75)
   t.match(log.view().steps.steps[2], { status: 'failed', reason: 'no' })
 })
 
@@ -164,6 +165,10 @@ t.test('progress: reports about participants are kept by participant', async (t)
       { participantId: 'ann', percentage: 30 },
     ],
   })
+  t.match(log.view().participants, [
+    { participantId: 'ann', progress: 30 },
+    { participantId: 'bob', progress: 20 },
+  ])
 })
 
 t.test('steps: a repeated end counts once, a new start begins anew, a later attempt counts its own', async (t) => {
