@@ -27,6 +27,8 @@ const PRESENCE_LOCK = 0x7072_6573
 /** How long a start may be refused by what a killed postmaster left: its backends hold the shared memory until they notice. */
 const START_PATIENCE_MS = 30_000
 const STOP_PATIENCE_MS = 30_000
+/** A postmaster writes its file as soon as it has made it. */
+const EMPTY_LOCK_AGE_MS = 5000
 const PROBE_PATIENCE_MS = 5000
 const TELL_EVERY_MS = 10_000
 const MAX_BACKOFF_MS = 5000
@@ -112,12 +114,10 @@ async function attend(cluster: Cluster, options: EmbeddedOptions, onLost: () => 
       options.logger.info({ why: attendance.why }, 'waiting for the embedded database')
       tellAt = Date.now() + TELL_EVERY_MS
     }
-    if (child?.exited()) {
-      const reason = child.said()
+    if (child?.ended()) {
       refusedUntil ??= Date.now() + START_PATIENCE_MS
-      const mayPass =
-        clearStaleLock(cluster.directory, reason) || /lock file ".*" already exists|shared memory block .* is still in use|is being shut down/.test(reason)
-      if (!mayPass || Date.now() > refusedUntil)
+      const reason = child.said()
+      if (!mayPass(child, reason, cluster.directory) || Date.now() > refusedUntil)
         throw new EmbeddedDatabaseError(`The embedded database does not start: ${lastLines(reason)} (all of it: ${cluster.logPath})`)
       child = undefined
       await delay(100)
@@ -126,6 +126,16 @@ async function attend(cluster: Cluster, options: EmbeddedOptions, onLost: () => 
     await delay(20)
   }
   return undefined
+}
+
+/** Whether another try can help: another service was first, or stopped it, or a dead postmaster has left something. */
+function mayPass(child: Postmaster, reason: string, directory: string): boolean {
+  if (child.ended() === 'stopped') return true
+  if (reason.includes('postmaster.pid" already exists') || reason.includes('postmaster.pid" is empty')) {
+    clearStaleLock(directory)
+    return true
+  }
+  return /lock file ".*" already exists|shared memory block .* is still in use/.test(reason)
 }
 
 /** One attempt to connect and to become present. */
@@ -165,7 +175,8 @@ async function probe(cluster: Cluster, onLost: () => void): Promise<Attendance> 
 }
 
 interface Postmaster {
-  exited(): boolean
+  /** Refused to run, or was stopped from outside: by another service, or killed. */
+  ended(): 'refused' | 'stopped' | undefined
   /** What it wrote to the log so far. */
   said(): string
 }
@@ -190,19 +201,23 @@ function spawnPostmaster(cluster: Cluster, options: EmbeddedOptions): Postmaster
     cluster_name: 'runplane',
   }
   const args = Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`])
-  let gone: string | undefined
+  let ended: 'refused' | 'stopped' | undefined
+  let fault = ''
   const child: ChildProcess = spawn(cluster.binaries.postgres, ['-D', cluster.ownName, ...args], {
     ...spawnOptions(cluster.directory, cluster.owner),
     detached: true,
     stdio: ['ignore', log.handle, log.handle],
   })
-  child.on('error', (error) => (gone = error.message))
-  child.on('exit', (code, signal) => (gone ??= `it ended with ${signal ?? code}`))
+  child.on('error', (error) => {
+    ended = 'refused'
+    fault = error.message
+  })
+  child.on('exit', (code) => (ended = code ? 'refused' : 'stopped'))
   child.unref()
   closeSync(log.handle)
   return {
-    exited: () => gone !== undefined,
-    said: () => readFileSync(cluster.logPath).subarray(log.offset).toString('utf8') || (gone ?? ''),
+    ended: () => ended,
+    said: () => readFileSync(cluster.logPath).subarray(log.offset).toString('utf8') + fault,
   }
 }
 
@@ -214,28 +229,33 @@ function openLog(path: string): { handle: number; offset: number } {
 
 /**
  * PostgreSQL takes any live process of the pid in postmaster.pid for a postmaster: after a crash that can be a stranger, or a zombie that nobody
- * reaps. Clears the file then; where old backends still run, the shared memory keeps a new postmaster out.
- * @returns true when it was cleared.
+ * reaps. An empty one, of a crash while it was written, keeps it out for good. Clears such a file; where old backends still run, their shared
+ * memory keeps a new postmaster out.
  */
-function clearStaleLock(directory: string, reason: string): boolean {
+function clearStaleLock(directory: string): void {
   const path = join(directory, 'postmaster.pid')
   const pid = postmasterPid(directory)
-  if (!reason.includes('postmaster.pid" already exists') || pid === undefined || isPostmasterOf(directory, pid)) return false
+  const writtenMs = statSync(path, { throwIfNoEntry: false })?.mtimeMs
+  if (writtenMs === undefined || (pid === undefined ? Date.now() - writtenMs < EMPTY_LOCK_AGE_MS : isPostmasterOf(directory, pid))) return
   const aside = `${path}.stale-${process.pid}`
   try {
     renameSync(path, aside)
     // Between the look and the rename a new postmaster may have come.
-    if (Number.parseInt(readFileSync(aside, 'utf8'), 10) !== pid) renameSync(aside, path)
+    if (readPid(aside) !== pid) renameSync(aside, path)
     rmSync(aside, { force: true })
   } catch (error) {
     if (!isCode(error, 'ENOENT')) throw error
   }
-  return true
 }
 
 function postmasterPid(directory: string): number | undefined {
+  return readPid(join(directory, 'postmaster.pid'))
+}
+
+/** @returns undefined where there is no such file, or nothing in it. */
+function readPid(path: string): number | undefined {
   try {
-    const pid = Number.parseInt(readFileSync(join(directory, 'postmaster.pid'), 'utf8'), 10)
+    const pid = Number.parseInt(readFileSync(path, 'utf8'), 10)
     return pid > 0 ? pid : undefined
   } catch (error) {
     if (isCode(error, 'ENOENT')) return undefined
@@ -273,7 +293,7 @@ async function stopPostmaster(directory: string): Promise<void> {
   const pid = postmasterPid(directory)
   if (pid === undefined) return
   process.kill(pid, 'SIGINT')
-  for (const until = Date.now() + STOP_PATIENCE_MS; postmasterPid(directory) === pid && isAlive(pid); await delay(10)) {
+  for (const until = Date.now() + STOP_PATIENCE_MS; isPostmasterOf(directory, pid); await delay(10)) {
     if (Date.now() > until)
       throw new EmbeddedDatabaseError(`The embedded database (pid ${pid} in ${dirname(directory)}) has not stopped within ${STOP_PATIENCE_MS / 1000} s.`)
   }

@@ -170,8 +170,10 @@ test('starts the postmaster again when it is killed under a running service, its
     const other = survivor === starter ? joined : starter
     await until('the other service', () => other.sql`select n from kept`.catch(() => undefined))
   }
+  const present = () => joined.sql`select 1 from pg_locks where locktype = 'advisory' and mode = 'ShareLock' and granted`
+  await until('both to be present again', async () => (await present().catch(() => [])).length === 2)
   await starter.close()
-  t.same(await joined.sql`select n from kept`, [{ n: 7 }], 'both are present again: the first to leave does not stop it')
+  t.same(await joined.sql`select n from kept`, [{ n: 7 }], 'the first to leave does not stop it')
 })
 
 test('does not take a stranger with the pid of a dead postmaster for a postmaster', async (t) => {
@@ -187,6 +189,17 @@ test('does not take a stranger with the pid of a dead postmaster for a postmaste
   const database = await open(t, dataDir)
   t.same(await database.sql`select 1 as n`, [{ n: 1 }])
   t.ok(stranger.exitCode === null && stranger.signalCode === null, 'the stranger lives')
+})
+
+test('starts where a crash left an empty postmaster.pid', async (t) => {
+  const dataDir = folder(t)
+  await (await open(t, dataDir)).close()
+  const lock = join(dataDir, 'postgres/postmaster.pid')
+  writeFileSync(lock, '', { mode: 0o600 })
+  const owner = statSync(dirname(lock))
+  chownSync(lock, owner.uid, owner.gid)
+  const database = await open(t, dataDir)
+  t.same(await database.sql`select 1 as n`, [{ n: 1 }])
 })
 
 test('starts after a crash in the middle of initdb', async (t) => {
