@@ -291,3 +291,32 @@ t.test('a HEAD of a stream does not hold a connection', async (t) => {
   t.ok(answer.status < 500, `${answer.status}`)
   await eventually('the service is there', async () => ((await client.get('/healthz')).status === 200 ? true : undefined))
 })
+
+t.test('several runs are tailed on one connection, and its ids are a cursor for all of them', async (t) => {
+  const runs = await Promise.all([runWith(30), runWith(40)])
+  const ids = runs.map((run) => run.runId)
+  const open = async (headers: Record<string, string> = {}) => {
+    const stream = await openStream(`${url}/stream?runs=${ids.join(',')}`, { headers: { ...access, ...headers } })
+    opened.push(stream)
+    return stream
+  }
+  const seqsByRun = (streams: EventStream[]) =>
+    ids.map((runId) =>
+      streams
+        .flatMap((stream) => stream.frames.filter(isEvent))
+        .map((frame) => dataOf<CanonicalEvent>(frame))
+        .filter((event) => event.runId === runId)
+        .map((event) => event.seq),
+    )
+  const first = await open()
+  await first.until(() => seqsByRun([first]).flat().length >= 50)
+  first.close()
+  const lastId = first.frames.filter(isEvent).at(-1)?.id ?? ''
+  const second = await open({ 'last-event-id': lastId })
+  for (const runId of ids) await client.append(runId, [output(1), { type: 'run.completed' }])
+  t.equal(await second.closed(), true, 'it ends with the last of them')
+  const heads = await Promise.all(ids.map(async (runId) => (await client.state(runId)).version))
+  t.same(seqsByRun([first, second]), heads.map(seqsUpTo), 'each event of each run once, in order')
+  const again = await open({ 'last-event-id': second.frames.filter(isEvent).at(-1)?.id ?? '' })
+  t.equal(again.status, 204)
+})

@@ -154,7 +154,9 @@ export function createClient(url: string, fixedHeaders: Record<string, string> =
         const answer: Answer<Page<CanonicalEvent>> = await send('GET', `/runs/${runId}/events?afterSeq=${afterSeq}&limit=${limit}${query}`)
         if (answer.status !== 200) throw new Error(`GET events answered ${answer.status}: ${answer.text}`)
         all.push(...answer.body.data)
-        afterSeq = answer.body.data.length === 0 ? undefined : answer.body.nextAfterSeq
+        // A page of a filter may be empty and still not be the last.
+        const next: number | null | undefined = answer.body.nextAfterSeq
+        afterSeq = typeof next === 'number' && next > afterSeq ? next : undefined
       }
       return all
     },
