@@ -16,6 +16,7 @@ import { CanonicalEventSchema } from './domain/canonical-event.js'
 import { uuidv7 } from './domain/ids.js'
 import { accessPlugin } from './http/plugins/access.js'
 import { bodiesPlugin } from './http/plugins/bodies.js'
+import { closingPlugin } from './http/plugins/closing.js'
 import { corsPlugin } from './http/plugins/cors.js'
 import { docsPlugin } from './http/plugins/docs.js'
 import { errorsPlugin } from './http/plugins/errors.js'
@@ -87,6 +88,7 @@ export async function buildApp({
 
   const app = Fastify(serverOptions(config, logger)).withTypeProvider<TypeBoxTypeProvider>()
   await app.register(errorsPlugin)
+  await app.register(closingPlugin)
   await app.register(sensible)
   await app.register(requestsPlugin, { metrics })
   await app.register(corsPlugin, { config })

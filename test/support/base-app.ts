@@ -5,6 +5,7 @@ import { type Config, loadConfig } from '../../src/config.js'
 import type { Database } from '../../src/db/client.js'
 import { accessPlugin } from '../../src/http/plugins/access.js'
 import { bodiesPlugin } from '../../src/http/plugins/bodies.js'
+import { closingPlugin } from '../../src/http/plugins/closing.js'
 import { corsPlugin } from '../../src/http/plugins/cors.js'
 import { docsPlugin } from '../../src/http/plugins/docs.js'
 import { errorsPlugin } from '../../src/http/plugins/errors.js'
@@ -40,6 +41,7 @@ export async function baseApp(
   t.teardown(() => app.close())
   await app.register(requestsPlugin, { metrics })
   await app.register(errorsPlugin)
+  await app.register(closingPlugin)
   await app.register(corsPlugin, { config })
   await app.register(accessPlugin, { keys, config })
   await app.register(bodiesPlugin, { config })

@@ -13,13 +13,6 @@ import { validationFields } from './validation-fields.js'
 /** Errors of the database that pass: the connection (postgres.js and system codes), SQLSTATE 08, 53, 57P0x and 25006 (a standby). */
 const UNAVAILABLE = /^(CONNECTION_\w+|CONNECT_TIMEOUT|ECONNREFUSED|ECONNRESET|EPIPE|ENOTFOUND|ETIMEDOUT|ENOENT|08...|53...|57P0[1-5]|25006)$/
 
-declare module 'fastify' {
-  interface FastifyInstance {
-    /** Whether the service is stopping: readiness fails, and only what has begun is finished. */
-    isClosing(): boolean
-  }
-}
-
 export const errorsPlugin = fastifyPlugin(
   async (app: FastifyInstance) => {
     const routes = createRouteMatcher()
@@ -29,18 +22,6 @@ export const errorsPlugin = fastifyPlugin(
       if (request.url.includes('%00')) throw new RunplaneError('VALIDATION_ERROR', 'The URL must not contain %00: no id, name or text may hold a NUL.')
       if (request.url.includes('%') && !isPercentEncoding(request.url))
         throw new RunplaneError('VALIDATION_ERROR', 'The URL is not valid percent-encoding of UTF-8.')
-    })
-
-    let closing = false
-    app.decorate('isClosing', () => closing)
-    app.addHook('preClose', async () => {
-      closing = true
-    })
-    app.addHook('onRequest', async (request) => {
-      // On a connection that is still open: the next one goes to another instance. Health answers to the end.
-      if (closing && !request.routeOptions.config?.public) {
-        throw new RunplaneError('OVERLOADED', 'The service is stopping. Try again.', { headers: { 'retry-after': '1', connection: 'close' } })
-      }
     })
 
     app.setErrorHandler<FastifyError>(sendProblem)
