@@ -14,7 +14,7 @@ import { native } from './formats/native.js'
 export const FORMATS: readonly Format[] = [native, jobs, macp]
 
 const JSON_TYPES = ['application/json']
-const NDJSON_TYPES = ['application/x-ndjson', 'application/ndjson', 'application/jsonl', 'application/x-jsonlines']
+export const NDJSON_TYPES: readonly string[] = ['application/x-ndjson', 'application/ndjson', 'application/jsonl', 'application/x-jsonlines']
 
 function mediaType(contentType: string): string {
   return (contentType.split(';')[0] ?? '').trim().toLowerCase()

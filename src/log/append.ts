@@ -7,9 +7,10 @@
  */
 import { isDeepStrictEqual } from 'node:util'
 import type { Queries, Sql } from '../db/client.js'
-import { type CanonicalEvent, type DraftEvent, EVENT_SCHEMA_VERSION, EVENT_TYPES, isEventType, type Reference } from '../domain/canonical-event.js'
+import { type CanonicalEvent, type DraftEvent, EVENT_SCHEMA_VERSION } from '../domain/canonical-event.js'
 import { isTerminal, type RunStatus } from '../domain/run.js'
 import { RunplaneError } from '../errors.js'
+import { subjectOf } from '../ingest/subject.js'
 import { type FoldState, foldEvent, summary } from '../projections/fold.js'
 import type { AppendItem, AppendOutcome, AppendReceipt, AppendRequest, ItemResult, NewRun } from './append-request.js'
 import type { CommittedBatch, CommittedEvent } from './committed.js'
@@ -187,9 +188,8 @@ async function work(tx: Queries, requests: readonly AppendRequest[], hot: Map<st
     })
   }
 
-  const known = await findKnown(tx, requests)
-  const producers = await findProducers(tx, requests)
-  const receipts = await findReceipts(tx, requests)
+  // Sent together: one round trip for what the work needs to know.
+  const [known, producers, receipts] = await Promise.all([findKnown(tx, requests), findProducers(tx, requests), findReceipts(tx, requests)])
   const out: Rows = { raw: [], canonical: [], producers, changedProducers: new Set(), receipts: [] }
   const outcomes = requests.map((request): AppendOutcome => {
     const run = works.get(request.runKey)
@@ -335,7 +335,7 @@ function appendItem(request: AppendRequest, item: AppendItem, index: number, run
 function appendEvent(request: AppendRequest, draft: DraftEvent, source: CanonicalEvent['source'], run: RunWork, out: Rows): number {
   const { state } = run
   const seq = ++run.lastSeq
-  const subject = draft.subject ?? ownSubject(draft.type, run.row.id, source.rawSeq)
+  const subject = subjectOf(draft, run.row.id, source.rawSeq)
   const late = isTerminal(state.folds.run.status) && !(source.kind === 'control-plane' && draft.type === 'run.retry_scheduled')
   const event = {
     runId: run.row.id,
@@ -361,11 +361,6 @@ function appendEvent(request: AppendRequest, draft: DraftEvent, source: Canonica
   run.committed.push({ seq, type: draft.type, subject: subjectText, json })
   out.canonical.push(`{"k":"${request.runKey}","n":${seq},"t":"${event.ts}","y":"${draft.type}","u":${JSON.stringify(subjectText)},"e":${json}}`)
   return seq
-}
-
-function ownSubject(type: string, runId: string, rawSeq: number): Reference {
-  const kind = isEventType(type) ? EVENT_TYPES[type].subject : 'run'
-  return kind === 'run' ? { kind, id: runId } : { kind, id: `raw-${rawSeq}` }
 }
 
 function knownKey(runKey: string, source: string, eventId: string): string {

@@ -18,6 +18,9 @@ import type { HotState, States } from './states.js'
 /** What one transaction takes at the most; a larger group gains nothing (measured: flat from about 1,000 events on). */
 const MAX_GROUP_EVENTS = 2000
 const MAX_GROUP_BYTES = 4 * 1024 * 1024
+/** One committer makes the largest groups, and those cost the least; another one joins when this much waits, or when a group takes long. */
+const ANOTHER_COMMITTER_EVENTS = 256
+const PATIENCE_MS = 25
 /** Attempts at a group that the database could not take for a passing reason. */
 const MAX_ATTEMPTS = 8
 
@@ -61,25 +64,28 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   let queuedBytes = 0
   let running = 0
   let closed = false
-  // Requests that arrive in one turn of the event loop share a group: the committer starts after the turn.
+  let waitingEvents = 0
   let scheduled = false
 
+  /** Requests that arrive in one turn of the event loop share a group: a committer starts after the turn. */
   function schedule(): void {
-    if (scheduled || running >= deps.committers || ready.length === 0) return
+    if (scheduled || ready.length === 0 || (running > 0 && waitingEvents < ANOTHER_COMMITTER_EVENTS)) return
     scheduled = true
     setImmediate(() => {
       scheduled = false
-      while (running < deps.committers && ready.length > 0) {
-        running++
-        void commitLoop().finally(() => {
-          running--
-          if (running === 0 && ready.length === 0) for (const resolve of idleWaiters.splice(0)) resolve()
-          schedule()
-        })
-        // A second committer starts only where one group does not hold all that waits.
-        if (ready.length === 0) break
-      }
+      startCommitter()
     })
+  }
+
+  function startCommitter(): void {
+    if (running >= deps.committers || ready.length === 0) return
+    running++
+    void commitLoop().finally(() => {
+      running--
+      if (running === 0 && ready.length === 0) for (const resolve of idleWaiters.splice(0)) resolve()
+      schedule()
+    })
+    schedule()
   }
 
   function takeGroup(): Waiting[] {
@@ -95,6 +101,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       for (const one of queue) {
         if (group.length > 0 && (events + one.weight > MAX_GROUP_EVENTS || bytes + one.bytes > MAX_GROUP_BYTES)) break
         group.push(one)
+        waitingEvents -= one.weight
         events += one.weight
         bytes += one.bytes
         taken++
@@ -115,10 +122,13 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       const group = takeGroup()
       if (group.length === 0) return
       const runKeys = [...new Set(group.map((one) => one.request.runKey))]
+      const impatient = setTimeout(startCommitter, PATIENCE_MS)
       try {
         await states.holdAll(runKeys, (hot) => commit(group, hot))
       } catch (error) {
         for (const one of group) one.reject(error)
+      } finally {
+        clearTimeout(impatient)
       }
       for (const one of group) {
         queuedEvents -= one.weight

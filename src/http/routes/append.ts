@@ -12,7 +12,7 @@ import { RunplaneError, runNotFound } from '../../errors.js'
 import { explain } from '../../ingest/explain.js'
 import type { Format } from '../../ingest/format.js'
 import { createNdjsonSplitter, type ItemLimits, type RawItem, splitJsonBody } from '../../ingest/json-items.js'
-import { formatFor, normalizeItem } from '../../ingest/normalize.js'
+import { formatFor, NDJSON_TYPES, normalizeItem } from '../../ingest/normalize.js'
 import type { AppendItem, AppendReceipt, AppendRequest, ProducerHeaders } from '../../log/append-request.js'
 import type { GroupCommit } from '../../log/group-commit.js'
 import type { RunKeys } from '../../log/run-keys.js'
@@ -24,7 +24,6 @@ import { RunParams } from '../schemas/run.js'
 
 /** Bytes of one slice of an NDJSON body. */
 const SLICE_BYTES = 1024 * 1024
-const NDJSON = /^application\/(x-ndjson|ndjson|jsonl|x-jsonlines)\b/i
 
 export interface AppendRoutesDeps {
   config: Pick<Config, 'MAX_EVENT_BYTES' | 'MAX_BATCH_EVENTS' | 'MAX_BODY_BYTES'>
@@ -38,7 +37,7 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
 
   // Bodies are cut by their bytes, so nothing may parse them before.
   app.removeAllContentTypeParsers()
-  app.addContentTypeParser(NDJSON, (_request, payload, done) => done(null, payload))
+  app.addContentTypeParser([...NDJSON_TYPES], (_request, payload, done) => done(null, payload))
   app.addContentTypeParser('*', { parseAs: 'buffer' }, (_request, body, done) => done(null, body))
 
   app.post(
