@@ -13,6 +13,8 @@ import { startEmbedded } from './embedded.js'
 import * as schema from './schema.js'
 
 export type Sql = postgres.Sql<{ int8: number }>
+/** What runs a query: the pool, or a transaction of it. */
+export type Queries = postgres.ISql<{ int8: number }>
 export type ConnectOptions = postgres.Options<Record<string, postgres.PostgresType>>
 
 export interface Database {
