@@ -3,6 +3,7 @@ import { AjvCompiler } from '@fastify/ajv-compiler'
 import { type FastifyBaseLogger, type FastifyServerOptions, LogController } from 'fastify'
 import type { Config } from '../config.js'
 import { uuidv7 } from '../domain/ids.js'
+import { loggableUrl } from '../ops/logging.js'
 import { brokenHttp, sendProblem } from './plugins/errors.js'
 
 const REQUEST_ID = /^[A-Za-z0-9._-]{1,128}$/
@@ -28,6 +29,8 @@ export function serverOptions(config: Pick<Config, 'MAX_BODY_BYTES' | 'TRUST_PRO
     schemaController: { compilersFactory: { buildValidator } },
     frameworkErrors: (error, request, reply) => {
       sendProblem(error, request, reply)
+      // No hook runs for it, the one that writes the line of a request among them.
+      request.log.info({ method: request.method, url: loggableUrl(request.raw.url ?? ''), route: 'none', status: reply.statusCode, ip: request.ip })
     },
     clientErrorHandler: (error, socket) => brokenHttp(error, socket, uuidv7()),
   }

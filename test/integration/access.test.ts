@@ -7,6 +7,7 @@ import { join } from 'node:path'
 import { promisify } from 'node:util'
 import type { FastifyInstance, InjectOptions } from 'fastify'
 import t from 'tap'
+import { createExpiringCache } from '../../src/access/expiring-cache.js'
 import { createKeys } from '../../src/access/keys.js'
 import { assertExposable, isLoopbackHost, isLoopbackOrigin } from '../../src/access/loopback.js'
 import { loadConfig } from '../../src/config.js'
@@ -57,6 +58,7 @@ t.test('without a key, a page of the web does not reach the service', async (t) 
     t.match(await call(app, { url: '/guest', headers: { origin } }), { status: 200 }, `Origin: ${origin}`)
   }
   t.match(await call(app, { url: '/guest', headers: { 'x-forwarded-for': '203.0.113.9' } }), refused, 'nor does a proxy let others in')
+  t.match(await call(app, { url: '/guest', headers: { forwarded: 'for=203.0.113.9' } }), refused)
   t.match(await call(app, { url: '/guest', headers: { 'x-forwarded-host': 'evil.example' } }), refused)
   t.match(await call(app, { url: '/healthz', headers: { host: 'evil.example' } }), refused, 'not even to public routes')
 })
@@ -228,6 +230,25 @@ t.test('a key that another process made or revoked counts within a second', asyn
   nowMs += 1001
   t.equal(await here.authenticate(other.key), undefined)
   t.match(await here.authenticate(root.key), { role: 'admin' })
+})
+
+t.test('a cached answer is asked for once, expires, is bounded, and is not kept where it failed', async (t) => {
+  let nowMs = 0
+  let asked = 0
+  const cache = createExpiringCache<number>({ ttlMs: 10, maxEntries: 2, now: () => nowMs })
+  const ask = (name: string) => cache.get(name, async () => ++asked)
+  t.same(await Promise.all([ask('a'), ask('a')]), [1, 1])
+  nowMs = 10
+  t.equal(await ask('a'), 2, 'it has expired')
+  await ask('b')
+  await ask('a')
+  await ask('c')
+  t.equal(await ask('a'), 2, 'it was used last')
+  t.equal(await ask('b'), 5, 'it was not, and made room')
+  await t.rejects(cache.get('d', () => Promise.reject(new Error('down'))))
+  t.equal(await ask('d'), 6)
+  cache.clear()
+  t.equal(await ask('d'), 7)
 })
 
 t.test('ADMIN_API_KEY is an admin key that is not in the database', async (t) => {

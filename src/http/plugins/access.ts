@@ -110,7 +110,7 @@ function assertLocal({ headers }: FastifyRequest, listensOnLoopback: boolean, al
   // A proxy on this machine would let in everyone; what it is asked for tells.
   const forwarded = [headers['x-forwarded-host']].flat().filter((host) => host !== undefined)
   const clients = [headers['x-forwarded-for']].flat().flatMap((list) => list?.split(',') ?? [])
-  if (!forwarded.every(isLoopbackHost) || !clients.every((client) => isLoopbackAddress(client.trim()))) {
+  if (headers.forwarded !== undefined || !forwarded.every(isLoopbackHost) || !clients.every((client) => isLoopbackAddress(client.trim()))) {
     throw new RunplaneError('FORBIDDEN', `Without an API key requests from other machines are refused, also through a proxy. ${makeKey}`)
   }
   const origin = headers.origin
