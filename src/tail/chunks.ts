@@ -17,6 +17,8 @@ export interface RunChunks {
   add(chunk: Chunk): void
   /** The chunk that starts right after the cursor, or the rest of the one that the cursor is in the middle of. */
   after(cursor: number): Chunk | undefined
+  /** How far one gets from the cursor without a gap; undefined where there is more than so many chunks of it. */
+  reach(cursor: number, maxChunks: number): number | undefined
   clear(): void
 }
 
@@ -33,7 +35,7 @@ export function createChunkCache(maxBytes: number) {
   }
 
   /** The place of the first chunk that starts after the cursor. */
-  function placeAfter(chunks: Chunk[], cursor: number): number {
+  function placeAfter(chunks: readonly Chunk[], cursor: number): number {
     let low = 0
     let high = chunks.length
     while (low < high) {
@@ -69,6 +71,16 @@ export function createChunkCache(maxBytes: number) {
         after(cursor) {
           const chunk = chunks[placeAfter(chunks, cursor) - 1]
           return chunk && chunk.lastSeq > cursor ? restOf(chunk, cursor) : undefined
+        },
+        reach(cursor, maxChunks) {
+          let reached = cursor
+          let place = placeAfter(chunks, cursor) - 1
+          for (let count = 0; ; count++, place++) {
+            const chunk = chunks[place]
+            if (!chunk || chunk.afterSeq > reached) return reached
+            if (count === maxChunks) return undefined
+            reached = Math.max(reached, chunk.lastSeq)
+          }
         },
         clear() {
           for (const chunk of chunks) forget(chunk)

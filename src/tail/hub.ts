@@ -31,6 +31,8 @@ export interface Channel {
   readonly chunks: RunChunks
   /** The highest seq that is known of. */
   headSeq: number
+  /** When that was seen. A later read counts, even if it finds less: after a failover the log may have lost its end. */
+  headTick: number
   /** When there was last a sign that the log may hold more, or the run have ended. */
   newsTick: number
   readonly readers: Set<() => void>
@@ -100,7 +102,7 @@ export function createHub({ log, logger, ...options }: HubOptions) {
         siblings.flatMap((batch) => batch.events),
       )
       const last = siblings[siblings.length - 1]
-      if (last) channel.headSeq = Math.max(channel.headSeq, last.lastSeq)
+      if (last) sawHead(channel, Math.max(channel.headSeq, last.lastSeq), ++tick)
       // The end is told only after a look at the log: another instance may have added to it.
       if (siblings.some((batch) => isTerminal(batch.status))) channel.newsTick = ++tick
       woken.add(channel)
@@ -137,6 +139,12 @@ export function createHub({ log, logger, ...options }: HubOptions) {
     emit()
   }
 
+  function sawHead(channel: Channel, headSeq: number, at: number): void {
+    if (headSeq < channel.headSeq && at < channel.headTick) return
+    channel.headSeq = headSeq
+    channel.headTick = Math.max(channel.headTick, at)
+  }
+
   async function permitted<T>(work: () => Promise<T>): Promise<T> {
     if (runningReads >= maxReads) await new Promise<void>((resolve) => waitingReads.push(resolve))
     else runningReads++
@@ -160,7 +168,7 @@ export function createHub({ log, logger, ...options }: HubOptions) {
       return chunk
     })
     if (!filter && channels.get(channel.runKey) === channel) for (const chunk of chunks) channel.chunks.add(chunk)
-    channel.headSeq = Math.max(channel.headSeq, page.headSeq)
+    sawHead(channel, page.headSeq, began)
     const { scannedTo, status, terminal, headSeq, firstSeq } = page
     return { chunks, requestedAfter: afterSeq, scannedTo, status, terminal, headSeq, firstSeq, tick: began }
   }
@@ -206,12 +214,12 @@ export function createHub({ log, logger, ...options }: HubOptions) {
     join(run: RunHead, wake: () => void): Channel {
       let channel = channels.get(run.key)
       if (!channel) {
-        channel = { runKey: run.key, chunks: cache.forRun(), headSeq: run.lastSeq, newsTick: 0, readers: new Set() }
+        channel = { runKey: run.key, chunks: cache.forRun(), headSeq: run.lastSeq, headTick: 0, newsTick: 0, readers: new Set() }
         channels.set(run.key, channel)
       }
       channel.readers.add(wake)
       if (run.lastSeq > channel.headSeq) {
-        channel.headSeq = run.lastSeq
+        sawHead(channel, run.lastSeq, ++tick)
         woken.add(channel)
         flushSoon()
       }

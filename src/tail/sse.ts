@@ -11,7 +11,7 @@
  */
 import type { ServerResponse } from 'node:http'
 import { controlFrame, frameEnd, frameSeq } from './frame.js'
-import type { Hub } from './hub.js'
+import type { Hub, OpenStream } from './hub.js'
 import { type Delivery, type Subscription, type SubscriptionOptions, subscribe } from './subscription.js'
 
 export const STREAM_HEADERS = {
@@ -41,158 +41,192 @@ export interface EventStreamOptions {
 
 /** Answers with a stream that lives on until it ends, or the reader leaves. The caller has hijacked the reply, and asked the hub whether it is open. */
 export function openEventStream(options: EventStreamOptions): void {
-  const { hub, raw, isCompound, heartbeatMs, stallMs } = options
-  const subscriptions: Subscription[] = []
-  const ready = new Set<Subscription>()
-  let state: 'flowing' | 'blocked' | 'ending' | 'gone' = 'flowing'
-  let stallTimer: NodeJS.Timeout | undefined
+  new EventStream(options).start(options)
+}
 
-  function write(text: string | Buffer): void {
-    if (raw.write(text) || state !== 'flowing') return
-    state = 'blocked'
+/** The id of a subscription's frame on a connection of several: the cursors of all, its own first; those at their start are left out. */
+function compoundId(subscription: Subscription, seq: number, all: readonly Subscription[]): string {
+  return `${subscription.runId}:${seq}${all.map((other) => (other === subscription || other.cursor === 0 ? '' : `,${other.runId}:${other.cursor}`)).join('')}`
+}
+
+function withCompoundIds(subscription: Subscription, bytes: Buffer, all: readonly Subscription[]): Buffer {
+  const parts: Buffer[] = []
+  for (let start = 0; start < bytes.length; ) {
+    const end = frameEnd(bytes, start)
+    const id = compoundId(subscription, frameSeq(bytes, start), all)
+    parts.push(Buffer.from(`id: ${id}`), bytes.subarray(bytes.indexOf('\n', start, 'latin1'), end))
+    start = end
+  }
+  return Buffer.concat(parts)
+}
+
+const ignore = () => {}
+
+/** A class, not closures, for there are thousands: functions of its own would make a connection's memory half as much again. */
+class EventStream implements OpenStream {
+  private readonly hub: Hub
+  private readonly raw: ServerResponse
+  private readonly isCompound: boolean
+  private readonly stallMs: number
+  private readonly all: Subscription[] = []
+  /** Those that may have something, in turn. */
+  private ready: Subscription[] = []
+  private live = 0
+  private state: 'flowing' | 'blocked' | 'ending' | 'gone' = 'flowing'
+  private stallTimer: NodeJS.Timeout | undefined
+  private readonly heartbeatTimer: NodeJS.Timeout
+
+  constructor({ hub, raw, isCompound, stallMs, heartbeatMs }: EventStreamOptions) {
+    this.hub = hub
+    this.raw = raw
+    this.isCompound = isCompound
+    this.stallMs = stallMs
+    this.heartbeatTimer = setInterval(heartbeat, heartbeatMs, this)
+  }
+
+  start({ runs, headers, snapshotJson }: EventStreamOptions): void {
+    const { hub, raw } = this
+    hub.opened(this)
+    raw.on('drain', () => this.drained())
+    raw.on('error', ignore)
+    raw.on('close', () => this.closed())
+    for (const run of runs) {
+      const subscription: Subscription = subscribe({ ...run, hub, onReady: () => this.wake(subscription) })
+      this.all.push(subscription)
+      this.ready.push(subscription)
+      this.live++
+    }
+    // The reader left while its request was looked at: there will be no close any more.
+    if (raw.destroyed || raw.socket === null || raw.socket.destroyed) {
+      this.closed()
+      return
+    }
+    raw.writeHead(200, { ...headers, ...STREAM_HEADERS })
+    this.write(`retry: ${RETRY_MS}\n\n${snapshotJson === undefined ? '' : controlFrame('snapshot', snapshotJson)}`)
+    this.pump()
+  }
+
+  private wake(subscription: Subscription): void {
+    if (!this.ready.includes(subscription)) this.ready.push(subscription)
+    this.pump()
+  }
+
+  private write(text: string | Buffer): void {
+    if (this.raw.write(text) || this.state !== 'flowing') return
+    this.state = 'blocked'
     // Node calls every write of 16 KiB full, and says "drain" within the turn where the kernel took it at once.
-    setImmediate(park)
-    stallTimer = setTimeout(() => raw.destroy(), stallMs)
+    setImmediate(park, this)
+    this.stallTimer = setTimeout(destroy, this.stallMs, this.raw)
   }
 
-  function park(): void {
-    if (state === 'blocked') for (const subscription of live) subscription.release()
+  private drained(): void {
+    if (this.state !== 'blocked') return
+    clearTimeout(this.stallTimer)
+    this.stallTimer = undefined
+    this.state = 'flowing'
+    this.pump()
   }
 
-  function drained(): void {
-    if (state !== 'blocked') return
-    clearTimeout(stallTimer)
-    state = 'flowing'
-    pump()
+  /** Lets go of what is held ahead of the cursors, if the socket is still full. */
+  park(): void {
+    if (this.state === 'blocked') for (const subscription of this.all) subscription.release()
   }
 
   /** Writes until there is nothing more or the socket is full. Several runs take turns. */
-  function pump(): void {
-    while (state === 'flowing' && ready.size > 0) {
-      for (const subscription of ready) {
-        const delivery = subscription.next()
-        if (delivery) deliver(subscription, delivery)
-        else ready.delete(subscription)
-        if (state !== 'flowing') return
-      }
+  private pump(): void {
+    while (this.state === 'flowing') {
+      const subscription = this.ready.shift()
+      if (!subscription) return
+      const delivery = subscription.next()
+      if (!delivery) continue
+      this.ready.push(subscription)
+      this.deliver(subscription, delivery)
     }
   }
 
-  function deliver(subscription: Subscription, delivery: Delivery): void {
+  private deliver(subscription: Subscription, delivery: Delivery): void {
     const { kind, ...data } = delivery
     switch (delivery.kind) {
       case 'frames':
-        write(isCompound ? withCompoundIds(subscription, delivery.bytes) : delivery.bytes)
+        this.write(this.isCompound ? withCompoundIds(subscription, delivery.bytes, this.all) : delivery.bytes)
         break
       case 'cursor':
-        control(subscription, kind, data, delivery.seq)
+        this.control(subscription, kind, data, delivery.seq)
         break
       case 'gap':
-        control(subscription, kind, data, delivery.toSeq)
+        this.control(subscription, kind, data, delivery.toSeq)
         break
       case 'caught_up':
-        control(subscription, kind, data)
+        this.control(subscription, kind, data)
         break
       case 'end':
-        control(subscription, kind, data)
-        leave(subscription)
+        this.control(subscription, kind, data)
+        this.leave(subscription)
         break
       case 'fault':
-        control(subscription, 'error', data)
+        this.control(subscription, 'error', data)
         // What may pass with a new connection needs one, whatever the other runs do.
-        if (delivery.retryable) end(stallMs)
-        else leave(subscription)
+        if (delivery.retryable) this.finish(this.stallMs)
+        else this.leave(subscription)
         break
       default:
         delivery satisfies never
     }
   }
 
-  function control(subscription: Subscription, event: string, data: object, seq?: number): void {
-    const id = seq === undefined || !isCompound ? seq : `${subscription.runId}:${seq}${othersCursor(subscription)}`
-    write(controlFrame(event, JSON.stringify(isCompound ? { runId: subscription.runId, ...data } : data), id))
-  }
-
-  /** The part of a compound cursor for the runs other than this one; those at their start are left out. */
-  function othersCursor(subscription: Subscription): string {
-    return subscriptions.map((other) => (other === subscription || other.cursor === 0 ? '' : `,${other.runId}:${other.cursor}`)).join('')
-  }
-
-  function withCompoundIds(subscription: Subscription, bytes: Buffer): Buffer {
-    const others = othersCursor(subscription)
-    const parts: Buffer[] = []
-    for (let start = 0; start < bytes.length; ) {
-      const end = frameEnd(bytes, start)
-      parts.push(Buffer.from(`id: ${subscription.runId}:${frameSeq(bytes, start)}${others}`), bytes.subarray(bytes.indexOf('\n', start, 'latin1'), end))
-      start = end
-    }
-    return Buffer.concat(parts)
+  private control(subscription: Subscription, event: string, data: object, seq?: number): void {
+    if (this.isCompound) {
+      const id = seq === undefined ? undefined : compoundId(subscription, seq, this.all)
+      this.write(controlFrame(event, JSON.stringify({ runId: subscription.runId, ...data }), id))
+    } else this.write(controlFrame(event, JSON.stringify(data), seq))
   }
 
   /** A run has nothing more; with the last of them the stream ends. It stays in the compound cursor. */
-  function leave(subscription: Subscription): void {
-    ready.delete(subscription)
+  private leave(subscription: Subscription): void {
+    this.ready = this.ready.filter((other) => other !== subscription)
     subscription.close()
-    live.delete(subscription)
-    if (live.size === 0) end(stallMs)
+    this.live--
+    if (this.live === 0) this.finish(this.stallMs)
   }
 
-  function heartbeat(): void {
-    if (state !== 'flowing') return
-    for (const subscription of live) {
+  heartbeat(): void {
+    if (this.state !== 'flowing') return
+    for (const subscription of this.all) {
       const untold = subscription.untoldCursor()
-      if (untold !== undefined) control(subscription, 'cursor', { seq: untold }, untold)
+      if (untold !== undefined) this.control(subscription, 'cursor', { seq: untold }, untold)
     }
-    const [first] = subscriptions
-    write(controlFrame('heartbeat', JSON.stringify({ ts: new Date().toISOString(), ...(isCompound ? {} : { headSeq: first?.headSeq }) })))
+    const [first] = this.all
+    this.write(controlFrame('heartbeat', JSON.stringify({ ts: new Date().toISOString(), ...(this.isCompound ? {} : { headSeq: first?.headSeq }) })))
+  }
+
+  /** The service shuts down. */
+  end(): void {
+    this.finish(SHUTDOWN_MS)
   }
 
   /** Ends in an orderly way, so that all that was written arrives, if it is taken within the limit. */
-  function end(limitMs: number): void {
-    if (state === 'ending' || state === 'gone') return
-    release()
-    state = 'ending'
-    raw.end()
-    stallTimer = setTimeout(() => raw.destroy(), limitMs).unref()
+  private finish(limitMs: number): void {
+    if (this.state === 'ending' || this.state === 'gone') return
+    this.release()
+    this.state = 'ending'
+    this.raw.end()
+    this.stallTimer = setTimeout(destroy, limitMs, this.raw).unref()
   }
 
-  function release(): void {
-    clearInterval(heartbeatTimer)
-    clearTimeout(stallTimer)
-    for (const subscription of live) subscription.close()
-    live.clear()
-    ready.clear()
-    hub.ended(stream)
+  private closed(): void {
+    this.release()
+    this.state = 'gone'
   }
 
-  const stream = { end: () => end(SHUTDOWN_MS) }
-  hub.opened(stream)
-  const live = new Set<Subscription>()
-  const heartbeatTimer = setInterval(heartbeat, heartbeatMs)
-  raw.on('drain', drained)
-  raw.on('error', () => {})
-  raw.on('close', () => {
-    release()
-    clearTimeout(stallTimer)
-    state = 'gone'
-  })
-  for (const run of options.runs) {
-    const onReady = () => {
-      ready.add(subscription)
-      pump()
-    }
-    const subscription: Subscription = subscribe({ ...run, hub, onReady })
-    subscriptions.push(subscription)
-    live.add(subscription)
-    ready.add(subscription)
+  private release(): void {
+    clearInterval(this.heartbeatTimer)
+    clearTimeout(this.stallTimer)
+    for (const subscription of this.all) subscription.close()
+    this.ready = []
+    this.hub.ended(this)
   }
-  // The reader left while its request was looked at: there will be no close any more.
-  if (raw.destroyed || raw.socket === null || raw.socket.destroyed) {
-    release()
-    state = 'gone'
-    return
-  }
-  raw.writeHead(200, { ...options.headers, ...STREAM_HEADERS })
-  write(`retry: ${RETRY_MS}\n\n${options.snapshotJson === undefined ? '' : controlFrame('snapshot', options.snapshotJson)}`)
-  pump()
 }
+
+const heartbeat = (stream: EventStream) => stream.heartbeat()
+const park = (stream: EventStream) => stream.park()
+const destroy = (raw: ServerResponse) => raw.destroy()

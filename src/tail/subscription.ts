@@ -51,17 +51,18 @@ export interface Subscription {
 
 /** A filtered backfill tells its cursor at least every so many seqs. */
 const TELL_CURSOR_SEQS = 20_000
+/** How many pieces are kept ready: about a page. */
+const LOOK_AHEAD_CHUNKS = 8
 
 export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: SubscriptionOptions): Subscription {
   let cursor = afterSeq
   let toldCursor = afterSeq
   let page: TailPage | undefined
   let place = 0
-  let ahead: TailPage | undefined
+  let aheadAfter: number | undefined
   let readingAfter: number | undefined
   let throughTick = 0
   let isCaughtUp = false
-  let parked = false
   let over = false
   const queue: Delivery[] = []
   const channel: Channel = hub.join(run, onReady)
@@ -90,15 +91,13 @@ export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: Subsc
     )
   }
 
-  /** Lets the database work on the next page while the socket takes this one. */
-  function readAhead(afterSeq: number): void {
-    if (filter || ahead || channel.chunks.after(afterSeq)) return
-    hub.read(channel, afterSeq, filter).then(
-      (result) => {
-        if (!over && !parked && cursor <= afterSeq && readingAfter !== afterSeq) ahead = result
-      },
-      () => {},
-    )
+  /** Lets the database work on the next page while the socket takes this one: it goes to the cache. */
+  function readAhead(): void {
+    if (filter) return
+    const upTo = channel.chunks.reach(cursor, LOOK_AHEAD_CHUNKS)
+    if (upTo === undefined || upTo >= channel.headSeq || upTo === aheadAfter) return
+    aheadAfter = upTo
+    void hub.read(channel, upTo, filter).catch(() => {})
   }
 
   /** All of a page has been delivered. */
@@ -157,12 +156,10 @@ export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: Subsc
       turn(current)
       return undefined
     }
-    if (place === 2 && current.scannedTo < current.headSeq) readAhead(current.scannedTo)
     return chunk.lastSeq <= cursor ? undefined : take(filter ? chunk : restOf(chunk, cursor))
   }
 
   function next(): Delivery | undefined {
-    parked = false
     while (!over) {
       const queued = queue.shift()
       if (queued) {
@@ -175,17 +172,10 @@ export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: Subsc
       }
       // The cursor stands still while a page for it is on its way.
       if (readingAfter !== undefined) return undefined
-      if (!page && ahead) {
-        if (ahead.requestedAfter === cursor) {
-          page = ahead
-          place = 0
-        }
-        if (ahead.requestedAfter <= cursor) ahead = undefined
-      }
       const cached = page ? undefined : channel.chunks.after(cursor)
       if (page || (cached && (!filter || cached.events))) {
         const delivery = page ? fromPage(page) : cached && take(cached)
-        if (cached && cursor < channel.headSeq) readAhead(cursor)
+        if (cursor < channel.headSeq) readAhead()
         if (delivery) return delivery
       } else if (cursor >= channel.headSeq && throughTick > Math.max(joinedTick, channel.newsTick)) return undefined
       else read()
@@ -204,14 +194,11 @@ export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: Subsc
     next,
     untoldCursor,
     release() {
-      parked = true
       page = undefined
-      ahead = undefined
     },
     close() {
       over = true
       page = undefined
-      ahead = undefined
       hub.leave(channel, onReady)
     },
   }

@@ -329,6 +329,32 @@ t.test('a database that is away', async (t) => {
   t.equal(await stream.closed(), true)
 })
 
+t.test('a log that has lost its end in a failover is not searched for it without pause, and goes on', async (t) => {
+  const database = await testDatabase(t)
+  const { url, hub, log } = await readingApp(t, database)
+  const run = await runWith(database, 5)
+  const stream = await openStream(`${url}/runs/${run.id}/stream?afterSeq=3`)
+  await caughtUp(stream)
+  const lost = await append(database, run, events(3))
+  await database.sql`delete from run_events_canonical where run_key = ${run.key} and seq > 5`
+  await database.sql`update runs set last_seq = 5 where key = ${run.key}`
+  const { pageOfFrames } = log
+  let reads = 0
+  log.pageOfFrames = (request) => {
+    reads++
+    return pageOfFrames(request)
+  }
+  hub.committed({ ...lost, events: [] })
+  const late = await openStream(`${url}/runs/${run.id}/stream`)
+  await caughtUp(late)
+  await delay(200)
+  t.ok(reads < 10, `${reads} reads`)
+  hub.committed(await append(database, run, events(1), 'completed'))
+  await Promise.all([ends(stream), ends(late)])
+  t.same(seqs(stream), upTo(6, 4))
+  t.same(seqs(late), upTo(6))
+})
+
 t.test('several runs on one stream', async (t) => {
   const database = await testDatabase(t)
   const { url, hub } = await readingApp(t, database)
