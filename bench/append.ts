@@ -7,8 +7,10 @@
  *   long-run     one run, 4 connections, 100 events a request: when its log holds 500,000 events, against 1,000. At least 0.9 x.
  * Knobs: ROUNDS and ROUND_MS; 414 bytes an event (workload.ts). The baseline's rows are copies of the service's (copied-rows.ts).
  */
+import { performance } from 'node:perf_hooks'
 import { copiedRun, insertMany, insertOne, templates } from './copied-rows.js'
 import { compared, inTurns, rateOf, seconds } from './measure.js'
+import type { Service } from './process.js'
 import type { Scenario } from './scenario.js'
 import { must, openConnection, openConnections } from './wire.js'
 import { createRun, fill, post } from './workload.js'
@@ -16,6 +18,23 @@ import { createRun, fill, post } from './workload.js'
 const ROUNDS = 5
 const ROUND_MS = 3000
 const WARM_UP_MS = 1500
+
+/** Counts what is appended in the rounds, and the CPU time that it took the service. */
+function meter(service: Service) {
+  let events = 0
+  let cpuMs = 0
+  return {
+    rateOf: async (writers: readonly (() => Promise<number>)[], durationMs: number) => {
+      const before = await service.cpuMs()
+      const startedAt = performance.now()
+      const rate = await rateOf(writers, durationMs)
+      events += (rate * (performance.now() - startedAt)) / 1000
+      cpuMs += (await service.cpuMs()) - before
+      return rate
+    },
+    note: () => `${((1000 * cpuMs) / events).toFixed(0)} µs of the service's CPU an event`,
+  }
+}
 
 /** The items again and again. */
 function around<T>(items: readonly T[]): () => T {
@@ -56,15 +75,18 @@ export const append: Scenario = async ({ database, quick, startService }) => {
   await rateOf(inserters, WARM_UP_MS)
 
   const roundMs = quick ? 500 : ROUND_MS
+  const measured = meter(service)
   const pairs = await inTurns(
     quick ? 2 : ROUNDS,
-    () => rateOf(writers, roundMs),
+    () => measured.rateOf(writers, roundMs),
     () => rateOf(inserters, roundMs),
   )
   for (const connection of connections) connection.close()
   await sql.end()
   await service.stop()
-  return [compared({ what: 'One event a request, 64 connections, 64 runs', database: database.kind, unit: 'events/s' }, pairs, { atLeast: 1 })]
+  return [
+    compared({ what: 'One event a request, 64 connections, 64 runs', database: database.kind, unit: 'events/s', note: measured.note() }, pairs, { atLeast: 1 }),
+  ]
 }
 
 export const batch: Scenario = async ({ database, quick, startService }) => {
@@ -91,15 +113,16 @@ export const batch: Scenario = async ({ database, quick, startService }) => {
   await rateOf([inserter], WARM_UP_MS)
 
   const roundMs = quick ? 500 : ROUND_MS
+  const measured = meter(service)
   const pairs = await inTurns(
     quick ? 2 : ROUNDS,
-    () => rateOf(writers, roundMs),
+    () => measured.rateOf(writers, roundMs),
     () => rateOf([inserter], roundMs),
   )
   for (const connection of connections) connection.close()
   await sql.end()
   await service.stop()
-  return [compared({ what: '100 events a request, 8 connections', database: database.kind, unit: 'events/s' }, pairs, { atLeast: 0.6 })]
+  return [compared({ what: '100 events a request, 8 connections', database: database.kind, unit: 'events/s', note: measured.note() }, pairs, { atLeast: 0.6 })]
 }
 
 export const longRun: Scenario = async ({ database, quick, startService, say }) => {

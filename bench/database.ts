@@ -1,7 +1,7 @@
 /** The databases under test, each new and removed afterwards: one on the server at DATABASE_URL, one embedded in a temporary folder. */
 import { chmod, mkdtemp, readdir, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import postgres, { type Sql } from 'postgres'
 
 export interface BenchDatabase {
@@ -42,28 +42,18 @@ export async function embeddedDatabase(): Promise<BenchDatabase> {
   return {
     kind: 'embedded',
     env: { DATA_DIR: dataDir },
-    connect: async (max) => {
-      const { socketDir, port } = await postmaster(dataDir)
-      return postgres({
-        host: socketDir,
-        path: join(socketDir, `.s.PGSQL.${port}`),
-        user: 'postgres',
-        database: 'runplane',
-        max,
-        types,
-        onnotice: () => undefined,
-      })
-    },
+    connect: async (max) => postgres({ path: await socketOf(dataDir), user: 'runplane', database: 'postgres', max, types, onnotice: () => undefined }),
     remove: () => rm(folder, { recursive: true, force: true }),
   }
 }
 
-/** Where the Postgres in a data directory listens: lines 4 and 5 of its postmaster.pid. */
-async function postmaster(dataDir: string): Promise<{ port: number; socketDir: string }> {
+/** The socket of the Postgres in a data directory: lines 4 and 5 of its postmaster.pid are its port and folder, which may be relative to its files. */
+async function socketOf(dataDir: string): Promise<string> {
   const files = await readdir(dataDir, { recursive: true })
   const file = files.find((path) => path.endsWith('postmaster.pid'))
   if (file === undefined) throw new Error('the embedded database is not running')
-  const [, , , port, socketDir] = (await readFile(join(dataDir, file), 'utf8')).split('\n')
-  if (port === undefined || socketDir === undefined) throw new Error('postmaster.pid is not complete')
-  return { port: Number(port), socketDir }
+  const path = join(dataDir, file)
+  const [, , , port, folder] = (await readFile(path, 'utf8')).split('\n')
+  if (port === undefined || folder === undefined) throw new Error('postmaster.pid is not complete')
+  return resolve(dirname(path), folder, `.s.PGSQL.${port}`)
 }

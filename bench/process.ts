@@ -24,6 +24,8 @@ export interface MeasuredProcess {
   memory(): Promise<Memory>
   /** Resident bytes as they are, and the most there ever were. */
   resident(): Promise<{ now: number; peak: number }>
+  /** CPU time that it has used: unlike a rate, it is the same on a machine that others use too. */
+  cpuMs(): Promise<number>
   /** Ends it as an operator would, and waits for its end. */
   stop(): Promise<void>
   kill(): Promise<void>
@@ -61,6 +63,12 @@ function measured(child: ChildProcess, port: number): MeasuredProcess {
       const status = await readFile(`/proc/${child.pid}/status`, 'utf8')
       const bytes = (field: string) => Number(new RegExp(`${field}:\\s+(\\d+) kB`).exec(status)?.[1]) * 1024
       return { now: bytes('VmRSS'), peak: bytes('VmHWM') }
+    },
+    cpuMs: async () => {
+      const stat = await readFile(`/proc/${child.pid}/stat`, 'utf8')
+      // proc(5): utime and stime are fields 14 and 15, in ticks of 10 ms; the name in field 2 may hold spaces.
+      const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
+      return 10 * (Number(fields[11]) + Number(fields[12]))
     },
     stop: () => signal('SIGTERM'),
     kill: () => signal('SIGKILL'),

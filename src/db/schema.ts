@@ -21,7 +21,9 @@ export const workspaces = pgTable('workspaces', {
 /** Keys are kept as SHA-256 of 256 random bits: nothing to guess, so nothing to salt. */
 export const apiKeys = pgTable('api_keys', {
   id: uuid('id').primaryKey(),
-  workspaceId: uuid('workspace_id').notNull().references(() => workspaces.id),
+  workspaceId: uuid('workspace_id')
+    .notNull()
+    .references(() => workspaces.id),
   name: text('name').notNull(),
   role: text('role', { enum: ['guest', 'member', 'admin'] }).notNull(),
   hash: bytea('hash').notNull().unique(),
@@ -33,7 +35,9 @@ export const runs = pgTable(
   'runs',
   {
     key: uuid('key').primaryKey(),
-    workspaceId: uuid('workspace_id').notNull().references(() => workspaces.id),
+    workspaceId: uuid('workspace_id')
+      .notNull()
+      .references(() => workspaces.id),
     id: text('id').notNull(),
     name: text('name'),
     kind: text('kind'),

@@ -1,7 +1,6 @@
 /** Times on the wire: RFC 3339 in UTC with up to microseconds. */
 
-const RFC3339 =
-  /^(\d{4})-(\d{2})-(\d{2})[Tt ](\d{2}):(\d{2}):(\d{2})(\.\d+)?([Zz]|([+-])(\d{2}):(\d{2}))$/
+const RFC3339 = /^(\d{4})-(\d{2})-(\d{2})[Tt ](\d{2}):(\d{2}):(\d{2})(\.\d+)?([Zz]|([+-])(\d{2}):(\d{2}))$/
 
 /**
  * Normalises an RFC 3339 time (any offset) to UTC, keeping at most microseconds.

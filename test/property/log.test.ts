@@ -6,8 +6,8 @@ import fc from 'fast-check'
 import { test } from 'tap'
 import { createLogReader } from '../../src/log/read.js'
 import { createState, encodeState, fold } from '../../src/projections/fold.js'
-import { createRunStates } from '../../src/runs/state.js'
 import { saveSnapshot } from '../../src/runs/snapshots.js'
+import { createRunStates } from '../../src/runs/state.js'
 import { testDatabase } from '../support/database.js'
 import { item, type LogInstance, logInstance, output, receiptOf, request, storedLog, upTo } from '../support/log.js'
 
@@ -21,7 +21,10 @@ type Step =
 const instance = fc.constantFrom(0 as const, 1 as const)
 const run = fc.constantFrom(0 as const, 1 as const)
 const step: fc.Arbitrary<Step> = fc.oneof(
-  { weight: 6, arbitrary: fc.record({ do: fc.constant('write' as const), instance, run, ids: fc.array(fc.nat(15), { minLength: 1, maxLength: 4 }), ends: fc.boolean() }) },
+  {
+    weight: 6,
+    arbitrary: fc.record({ do: fc.constant('write' as const), instance, run, ids: fc.array(fc.nat(15), { minLength: 1, maxLength: 4 }), ends: fc.boolean() }),
+  },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('save' as const), instance, run }) },
   { weight: 2, arbitrary: fc.record({ do: fc.constant('read' as const), instance, run }) },
   { weight: 1, arbitrary: fc.record({ do: fc.constant('restart' as const), instance }) },

@@ -105,7 +105,7 @@ t.test('limits: the events of a request, the bytes of an event, the levels of ne
   }
 })
 
-t.test('any array of JSON objects comes apart into its elements, whatever the white space', async (t) => {
+t.test('any array of JSON objects comes apart into its elements, whatever the white space', async () => {
   fc.assert(
     fc.property(
       fc.array(fc.dictionary(fc.string({ unit: 'binary' }), fc.jsonValue({ noUnicodeString: false })), { minLength: 1, maxLength: 5 }),
@@ -120,7 +120,7 @@ t.test('any array of JSON objects comes apart into its elements, whatever the wh
   )
 })
 
-t.test('a body either is JSON for JSON.parse as well, or is refused as a validation error', async (t) => {
+t.test('a body either is JSON for JSON.parse as well, or is refused as a validation error', async () => {
   const snippet = fc.constantFrom(
     '{',
     '}',
