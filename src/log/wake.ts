@@ -16,7 +16,7 @@ const CHANNEL = 'runplane_wake'
 /** A payload is less than 8,000 bytes (PostgreSQL manual, NOTIFY); a key and its comma are 37. */
 const KEYS_PER_NOTIFY = 200
 const MISSED_ECHOES = 2
-/** A NOTIFY a commit costs the writers a tenth of their time; what commits meanwhile goes with the next one. */
+/** Each NOTIFY is a transaction of its own and wakes every instance: what commits meanwhile goes with the next one. */
 const NOTIFY_INTERVAL_MS = 5
 
 export interface WakeOptions {
