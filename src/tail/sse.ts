@@ -6,7 +6,8 @@
  *   flowing --(all runs ended, a fault, shutdown)--> ending --(close)--> gone
  *   any --(close)--> gone
  *
- * Invariant: while blocked nothing is read, and what waits is what was last written (64 KiB, or one larger frame): a stalled reader costs its cursor.
+ * Invariant: while blocked nothing is read, and, after a moment, what waits is what was last written (64 KiB, or one larger frame): a stalled reader
+ * costs its cursor.
  * Everything is let go of in `gone`, whichever way it is reached.
  */
 import type { ServerResponse } from 'node:http'
@@ -22,6 +23,11 @@ export const STREAM_HEADERS = {
 
 /** How long a browser waits before it reconnects. */
 const RETRY_MS = 3000
+/**
+ * How long a full socket keeps the page that it was being filled from. Sockets are full all the time, most for a moment only:
+ * without this a page was read anew for each of its pieces where the cache was too small for all readers (a tenth of the speed).
+ */
+const PARK_MS = 100
 /** How long a shutdown waits for a reader to take what was written for it. */
 const SHUTDOWN_MS = 1000
 
@@ -114,9 +120,7 @@ class EventStream implements OpenStream {
   private write(text: string | Buffer): void {
     if (this.raw.write(text) || this.state !== 'flowing') return
     this.state = 'blocked'
-    // Node calls every write of 16 KiB full, and says "drain" within the turn where the kernel took it at once.
-    setImmediate(park, this)
-    this.stallTimer = setTimeout(destroy, this.stallMs, this.raw)
+    this.stallTimer = setTimeout(park, PARK_MS, this)
   }
 
   private drained(): void {
@@ -127,9 +131,10 @@ class EventStream implements OpenStream {
     this.pump()
   }
 
-  /** Lets go of what is held ahead of the cursors, if the socket is still full. */
+  /** The socket is still full: lets go of what is held ahead of the cursors. */
   park(): void {
-    if (this.state === 'blocked') for (const subscription of this.all) subscription.release()
+    for (const subscription of this.all) subscription.release()
+    this.stallTimer = setTimeout(destroy, Math.max(0, this.stallMs - PARK_MS), this.raw)
   }
 
   /** Writes until there is nothing more or the socket is full. Several runs take turns. */
