@@ -52,7 +52,7 @@ if (options.database !== 'embedded') {
 }
 if (options.database !== 'server') databases.push(embeddedDatabase)
 
-if (!process.env.SKIP_BUILD) execFileSync('npm', ['run', 'build', '--silent'], { stdio: 'inherit' })
+execFileSync('npm', ['run', 'build', '--silent'], { stdio: 'inherit' })
 
 const report: Report = {
   measuredAt: new Date().toISOString(),
