@@ -63,7 +63,9 @@ function killAll(): void {
   for (const { children, root } of owned.values()) {
     for (const child of children) child.kill('SIGKILL')
     for (const pid of postmastersBelow(root)) signalProcess(pid, 'SIGQUIT')
+    rmSync(root, { recursive: true, force: true })
   }
+  owned.clear()
 }
 process.once('exit', killAll)
 process.once('SIGTERM', () => {
