@@ -57,7 +57,7 @@ export async function buildApp({
   keys = createKeys(database, { adminApiKey: config.ADMIN_API_KEY }),
 }: AppOptions): Promise<FastifyInstance> {
   const { sql } = database
-  const metrics = createMetrics()
+  const metrics = createMetrics({ queuedEvents: () => log.queuedEvents, openStreams: () => hub.stats().streams })
   const reader = createLogReader({ sql })
   const runKeys = createRunKeys(sql)
   let snapshots: Snapshots | undefined
@@ -67,8 +67,9 @@ export async function buildApp({
   const wake = createWake({ database, instanceId: uuidv7(), logger, pollMs: config.STREAM_POLL_MS })
   const log = createGroupCommit({
     sql,
+    connect: database.connect,
     states,
-    committers: Math.min(config.COMMITTERS, config.DB_POOL_MAX - 1),
+    committers: config.COMMITTERS,
     maxQueuedEvents: config.MAX_QUEUED_EVENTS,
     log: logger,
     onCommitted(batches) {
@@ -80,7 +81,6 @@ export async function buildApp({
     onGroup({ events, durationMs }) {
       metrics.appendGroupEvents.observe(events)
       metrics.commitSeconds.observe(durationMs / 1000)
-      metrics.queuedEvents.set(log.queuedEvents)
     },
   })
   const lifecycle = createLifecycle({ sql, log })
@@ -88,7 +88,7 @@ export async function buildApp({
 
   const app = Fastify(serverOptions(config, logger)).withTypeProvider<TypeBoxTypeProvider>()
   await app.register(errorsPlugin)
-  await app.register(closingPlugin)
+  await app.register(closingPlugin, { config })
   await app.register(sensible)
   await app.register(requestsPlugin, { metrics })
   await app.register(corsPlugin, { config })

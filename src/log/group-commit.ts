@@ -7,7 +7,8 @@
  * The queue is bounded: a full one refuses with OVERLOADED, or lets the caller wait (`whenRoom`).
  * A group that fails for its data is taken apart, request by request and then item by item, so that a fault stays where it is.
  */
-import type { Sql } from '../db/client.js'
+import type { Database, Sql } from '../db/client.js'
+import { type Dedicated, dedicate } from '../db/dedicated.js'
 import { isConnectionError, retryDelayMs } from '../db/retry.js'
 import { RunplaneError } from '../errors.js'
 import { appendGroup } from './append.js'
@@ -19,7 +20,7 @@ import type { HotState, States } from './states.js'
 const MAX_GROUP_EVENTS = 2000
 const MAX_GROUP_BYTES = 4 * 1024 * 1024
 /** One committer makes the largest groups, and those cost the least; another one joins when this much waits, or when a group takes long. */
-const ANOTHER_COMMITTER_EVENTS = 256
+const ANOTHER_COMMITTER_EVENTS = 16
 const PATIENCE_MS = 25
 /** Attempts at a group that the database could not take for a passing reason. */
 const MAX_ATTEMPTS = 8
@@ -34,6 +35,8 @@ interface Waiting {
 
 export interface GroupCommitDeps {
   sql: Sql
+  /** Opens the committers' connections: one each. */
+  connect: Database['connect']
   states: States
   committers: number
   maxQueuedEvents: number
@@ -55,6 +58,8 @@ export interface GroupCommit {
 
 export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   const { sql, states, log } = deps
+  const connections = Array.from({ length: deps.committers }, () => dedicate(deps.connect))
+  const idle = [...connections]
   const queues = new Map<string, Waiting[]>()
   const ready: string[] = []
   const working = new Set<string>()
@@ -78,10 +83,12 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   }
 
   function startCommitter(): void {
-    if (running >= deps.committers || ready.length === 0) return
+    const connection = ready.length > 0 ? idle.pop() : undefined
+    if (!connection) return
     running++
-    void commitLoop().finally(() => {
+    void commitLoop(connection).finally(() => {
       running--
+      idle.push(connection)
       if (running === 0 && ready.length === 0) for (const resolve of idleWaiters.splice(0)) resolve()
       schedule()
     })
@@ -117,14 +124,14 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     return group
   }
 
-  async function commitLoop(): Promise<void> {
+  async function commitLoop(connection: Dedicated): Promise<void> {
     while (ready.length > 0) {
       const group = takeGroup()
       if (group.length === 0) return
       const runKeys = [...new Set(group.map((one) => one.request.runKey))]
       const impatient = setTimeout(startCommitter, PATIENCE_MS)
       try {
-        await states.holdAll(runKeys, (hot) => commit(group, hot))
+        await states.holdAll(runKeys, (hot) => commit(connection, group, hot))
       } catch (error) {
         for (const one of group) one.reject(error)
       } finally {
@@ -147,11 +154,12 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     }
   }
 
-  async function commit(group: Waiting[], hot: Map<string, HotState>): Promise<void> {
+  async function commit(connection: Dedicated, group: Waiting[], hot: Map<string, HotState>): Promise<void> {
     const startedMs = performance.now()
     try {
       const { outcomes, committed, events } = await withRetries(() =>
         appendGroup(
+          connection,
           sql,
           group.map((one) => one.request),
           hot,
@@ -168,13 +176,13 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         return
       }
       log.warn({ err: error, requests: group.length }, 'a group of appends failed and is taken apart')
-      await takeApart(group, hot, error)
+      await takeApart(connection, group, hot, error)
     }
   }
 
-  async function takeApart(group: Waiting[], hot: Map<string, HotState>, error: unknown): Promise<void> {
+  async function takeApart(connection: Dedicated, group: Waiting[], hot: Map<string, HotState>, error: unknown): Promise<void> {
     if (group.length > 1) {
-      for (const one of group) await commit([one], onlyOf(hot, [one]))
+      for (const one of group) await commit(connection, [one], onlyOf(hot, [one]))
       return
     }
     const [one] = group
@@ -188,7 +196,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     for (const [index, item] of items.entries()) {
       try {
         const { ifMatch: _, producer: _p, requestKey: _k, decide: _d, ...request } = one.request
-        await withRetries(() => appendGroup(sql, [{ ...request, items: [item] }], hot, { probe: true }))
+        await withRetries(() => appendGroup(connection, sql, [{ ...request, items: [item] }], hot, { probe: true }))
       } catch (fault) {
         log.warn({ err: fault, index }, 'the database refused an event')
         poisoned++
@@ -203,7 +211,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       return
     }
     try {
-      const { outcomes, committed } = await withRetries(() => appendGroup(sql, [{ ...one.request, items }], hot))
+      const { outcomes, committed } = await withRetries(() => appendGroup(connection, sql, [{ ...one.request, items }], hot))
       deps.onCommitted(committed)
       const [outcome] = outcomes
       if (outcome) one.resolve(outcome)
@@ -232,6 +240,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     const weight = weightOf(request)
     const bytes = request.items.reduce((sum, item) => sum + item.text.length, 0)
     queuedEvents += weight
+    waitingEvents += weight
     queuedBytes += bytes
     return new Promise((resolve, reject) => {
       const waiting = { request, weight, bytes, resolve, reject }
@@ -267,6 +276,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       closed = true
       for (const admit of roomWaiters.splice(0)) admit()
       if (running > 0 || ready.length > 0) await new Promise<void>((resolve) => idleWaiters.push(resolve))
+      await Promise.all(connections.map((connection) => connection.end()))
     },
   }
 }

@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import postgres from 'postgres'
 import { test } from 'tap'
-import type { Sql } from '../../src/db/client.js'
+import type { Database, Sql } from '../../src/db/client.js'
 import { RunplaneError } from '../../src/errors.js'
 import { catchUp } from '../../src/log/states.js'
 import { createState, encodeState, fold, viewState } from '../../src/projections/fold.js'
@@ -230,9 +230,14 @@ test('append', async (t) => {
   await t.test('a connection that is lost at its commit is asked about, not guessed: nothing is stored twice', async (t) => {
     const run = await createRun()
     const proxy = await cuttingProxy(t, sql.options.path ?? `${sql.options.host[0]}:${sql.options.port[0]}`)
-    const cut = postgres({ ...connectionOf(sql), path: proxy.path, max: 3, types: { int8: { to: 20, from: [20], parse: Number, serialize: String } } }) as Sql
-    t.teardown(() => cut.end({ timeout: 0 }))
-    const fragile = logInstance({ sql: cut })
+    const { user, database: name, types } = { ...sql.options, types: { int8: { to: 20, from: [20], parse: Number, serialize: String } } }
+    const connect: Database['connect'] = (options) => postgres({ ...options, user, database: String(name), path: proxy.path, types })
+    const cut = connect({ max: 3 })
+    const fragile = logInstance({ sql: cut, connect })
+    t.teardown(async () => {
+      await fragile.log.close()
+      await cut.end({ timeout: 0 })
+    })
     for (let round = 0; round < 6; round++) {
       proxy.cutAtNextCommit(round % 2 === 0 ? 'after' : 'before')
       // No event ids: only knowing what the commit did keeps this exact.
@@ -244,32 +249,21 @@ test('append', async (t) => {
   })
 })
 
-function connectionOf(sql: Sql): postgres.Options<Record<string, never>> {
-  const { user, database } = sql.options
-  return { user, database: String(database) }
-}
-
 /** Between a client and Postgres: cuts the connection at a COMMIT, before it is passed on or after it is done. */
 async function cuttingProxy(t: { teardown(handler: () => void): unknown }, target: string) {
   let armed: 'before' | 'after' | undefined
   const state = { cuts: 0 }
   const server: Server = createServer((client) => {
     const upstream = target.startsWith('/') ? connect(target) : connect(Number(target.split(':')[1]), target.split(':')[0])
-    // The append's last statement before its COMMIT is the UPDATE of the runs.
-    let updated = false
     const cut = () => {
       state.cuts++
       armed = undefined
       client.destroy()
       upstream.destroy()
     }
-    client.on('data', (chunk) => (armed === 'before' && updated ? cut() : upstream.write(chunk)))
-    upstream.on('data', (chunk) => {
-      const tags = chunk.toString('latin1')
-      if (armed === 'after' && tags.includes('COMMIT\0')) return cut()
-      updated = tags.includes('UPDATE 1\0')
-      client.write(chunk)
-    })
+    // The events and the COMMIT are sent together.
+    client.on('data', (chunk) => (armed === 'before' && chunk.includes('"custom.emitted"') ? cut() : upstream.write(chunk)))
+    upstream.on('data', (chunk) => (armed === 'after' && chunk.includes('COMMIT\0') ? cut() : client.write(chunk)))
     for (const socket of [client, upstream]) {
       socket.on('error', () => {})
       socket.on('close', () => {

@@ -17,12 +17,16 @@ export interface LogInstance {
   createRun(id?: string): Promise<{ key: string; id: string }>
 }
 
-export function logInstance(database: Pick<Database, 'sql'>, options: { committers?: number; maxQueuedEvents?: number; maxRuns?: number } = {}): LogInstance {
-  const { sql } = database
+export function logInstance(
+  database: Pick<Database, 'sql' | 'connect'>,
+  options: { committers?: number; maxQueuedEvents?: number; maxRuns?: number } = {},
+): LogInstance {
+  const { sql, connect } = database
   const committed: CommittedBatch[] = []
   const states = createStates({ maxRuns: options.maxRuns ?? 100 })
   const log = createGroupCommit({
     sql,
+    connect,
     states,
     committers: options.committers ?? 2,
     maxQueuedEvents: options.maxQueuedEvents ?? 10_000,
