@@ -89,13 +89,16 @@ function firstEvents(plan: RunPlan): DraftEvent[] {
     events.push({ type: 'participant.seen', subject: { kind: 'participant', id }, data: definedOf({ participantId: id, role }) })
   }
   if (plan.queue !== undefined) {
-    events.push({ type: 'run.queued', data: definedOf({ queue: plan.queue, priority: plan.priority ?? 0, availableAt: plan.availableAt }) })
+    events.push({
+      type: 'run.queued',
+      data: definedOf({ queue: plan.queue, priority: plan.priority ?? 0, availableAt: plan.availableAt && toUtc(plan.availableAt) }),
+    })
   }
   return events
 }
 
-/** SHA-256 (hex) of what was asked for, whatever the order of its keys. */
-function hashOf(plan: RunPlan): string {
+/** SHA-256 (hex) of what was asked for, whatever the order of its keys, and whatever the Idempotency-Key that came with it. */
+function hashOf({ idempotencyKey: _, ...plan }: RunPlan): string {
   return createHash('sha256')
     .update(JSON.stringify(sorted(plan)))
     .digest('hex')
@@ -104,10 +107,8 @@ function hashOf(plan: RunPlan): string {
 function sorted(value: unknown): unknown {
   if (Array.isArray(value)) return value.map(sorted)
   if (typeof value !== 'object' || value === null) return value
-  return Object.entries(value)
-    .filter(([, member]) => member !== undefined)
-    .sort(([left], [right]) => (left < right ? -1 : 1))
-    .map(([name, member]) => [name, sorted(member)])
+  const members = Object.entries(value).filter(([, member]) => member !== undefined)
+  return Object.fromEntries(members.sort(([left], [right]) => (left < right ? -1 : 1)).map(([name, member]) => [name, sorted(member)]))
 }
 
 function definedOf(data: Record<string, unknown>): Record<string, unknown> {

@@ -1,6 +1,7 @@
 /** The list of runs: filters, and keyset paging by (created or updated, key), so that a page costs the same wherever it is. */
 import type { Sql } from '../db/client.js'
 import type { RunStatus } from '../domain/run.js'
+import { toUtc } from '../domain/time.js'
 import { RunplaneError } from '../errors.js'
 import { type RunRecord, type RunTableRow, recordColumns, toRecord } from './record.js'
 
@@ -38,8 +39,8 @@ export async function listRuns(sql: Sql, workspaceId: string, query: ListQuery):
     ${query.kind === undefined ? sql`` : sql`and kind = ${query.kind}`}
     ${query.queue === undefined ? sql`` : sql`and queue = ${query.queue}`}
     ${query.tags ? sql`and tags @> (select array_agg(value) from json_array_elements_text(${JSON.stringify(query.tags)}::text::json))` : sql``}
-    ${query.createdAfter === undefined ? sql`` : sql`and created_at > ${query.createdAfter}::text::timestamptz`}
-    ${query.createdBefore === undefined ? sql`` : sql`and created_at < ${query.createdBefore}::text::timestamptz`}
+    ${query.createdAfter === undefined ? sql`` : sql`and created_at > ${timeOf('createdAfter', query.createdAfter)}::text::timestamptz`}
+    ${query.createdBefore === undefined ? sql`` : sql`and created_at < ${timeOf('createdBefore', query.createdBefore)}::text::timestamptz`}
     ${query.parentRunId === undefined ? sql`` : sql`and parent_run_id = ${query.parentRunId}`}
     ${query.search === undefined ? sql`` : search(sql, query.search)}
     ${query.includeArchived ? sql`` : sql`and archived_at is null`}`
@@ -65,11 +66,17 @@ function search(sql: Sql, text: string) {
   return sql`and (id ilike ${pattern} or name ilike ${pattern} or kind ilike ${pattern} or exists (select from unnest(tags) tag where tag ilike ${pattern}))`
 }
 
+/** In UTC: PostgreSQL has no year 0, and no offset of 16 hours. @throws VALIDATION_ERROR */
+function timeOf(name: string, text: string): string {
+  const utc = toUtc(text)
+  if (utc === undefined) throw new RunplaneError('VALIDATION_ERROR', `${name} must be an RFC 3339 time, such as 2026-11-21T08:00:00Z.`)
+  return utc
+}
+
 function encodeCursor({ sort, order }: ListQuery, at: string, key: string): string {
   return Buffer.from(JSON.stringify([sort, order, at, key])).toString('base64url')
 }
 
-const TIMESTAMP = /^\d{4,6}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?[+-]\d\d(:\d\d)?$/
 const UUID = /^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
 
 function decodeCursor(cursor: string, query: ListQuery): { at: string; key: string } {
@@ -81,8 +88,9 @@ function decodeCursor(cursor: string, query: ListQuery): { at: string; key: stri
   }
   if (Array.isArray(parts)) {
     const [sort, order, at, key]: unknown[] = parts
-    if (sort === query.sort && order === query.order && typeof at === 'string' && TIMESTAMP.test(at) && typeof key === 'string' && UUID.test(key))
-      return { at, key }
+    // PostgreSQL writes an offset of whole hours without its minutes.
+    const utc = typeof at === 'string' ? toUtc(at.replace(/[+-]\d\d$/, '$&:00')) : undefined
+    if (sort === query.sort && order === query.order && utc !== undefined && typeof key === 'string' && UUID.test(key)) return { at: utc, key }
   }
   throw new RunplaneError('CURSOR_INVALID', 'The cursor is not one of this list. Take nextCursor as it was answered, with the same sort and order.')
 }

@@ -50,6 +50,9 @@ t.test('creating a run', async (t) => {
     t.equal(again.body.runId, id)
     t.equal((await client.events(id)).filter((event) => event.type === 'run.created').length, 1)
     isProblem(t, await client.post('/runs', { id, name: 'another' }), 409, 'IDEMPOTENCY_CONFLICT')
+    t.equal((await client.post('/runs', body, { 'idempotency-key': newId('key') })).status, 200, 'the key that comes with it is not of the body')
+    const list = await client.createRun({ input: [['a', 1]] })
+    isProblem(t, await client.post('/runs', { id: list.runId, input: { a: 1 } }), 409, 'IDEMPOTENCY_CONFLICT')
   })
   await t.test('takes an Idempotency-Key, and the same request again gives the same run', async (t) => {
     const headers = { 'idempotency-key': newId('key') }
@@ -182,6 +185,10 @@ t.test('listing runs', async (t) => {
     isProblem(t, await client.get('/runs?limit=0'), 400, 'VALIDATION_ERROR')
     isProblem(t, await client.get('/runs?limit=201'), 400, 'VALIDATION_ERROR')
     isProblem(t, await client.get('/runs?cursor=nonsense'), 400, 'CURSOR_INVALID')
+    const forged = ['createdAt', 'desc', '2026-99-99 00:00:00+00', '00000000-0000-7000-8000-000000000001']
+    isProblem(t, await client.get(`/runs?cursor=${Buffer.from(JSON.stringify(forged)).toString('base64url')}`), 400, 'CURSOR_INVALID')
+    isProblem(t, await client.get('/runs?createdAfter=0000-01-01T00:00:00Z'), 400, 'VALIDATION_ERROR')
+    t.equal((await client.get('/runs?limit=1&createdAfter=2026-01-01T00:00:00%2B23:00')).status, 200)
   })
 })
 
