@@ -35,12 +35,17 @@ export function createRunStates({ sql, states }: { sql: Sql; states: States }): 
   return {
     async read(run, seq) {
       const headSeq = await headOf(run)
+      if (seq !== undefined && seq > headSeq) throw new RunplaneError('CURSOR_INVALID', `The run's head is ${headSeq}; seq ${seq} is not there yet.`)
       if (seq === undefined || seq === headSeq) {
-        return states.hold(run.key, async (hot) => answer(await current(hot, headSeq)))
+        const atHead = await states.hold(run.key, async (hot) => {
+          const state = await current(hot, headSeq)
+          // More may have come since the head was read: that is not the state at `seq`.
+          return seq === undefined || state.version === seq ? answer(state) : undefined
+        })
+        if (atHead) return atHead
       }
-      if (seq > headSeq) throw new RunplaneError('CURSOR_INVALID', `The run's head is ${headSeq}; seq ${seq} is not there yet.`)
       const state = createState()
-      await foldFromLog(sql, run.key, state, seq)
+      await foldFromLog(sql, run.key, state, seq ?? headSeq)
       return answer(state)
     },
     async rebuild(run) {
