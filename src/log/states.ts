@@ -121,8 +121,18 @@ export async function loadSnapshots(sql: Queries, hot: Iterable<HotState>): Prom
   const byKey = new Map(rows.map((row) => [row.run_key, row]))
   for (const one of cold) {
     const row = byKey.get(one.runKey)
-    one.state = row ? decodeState(row.state) : createState()
-    one.savedVersion = row?.version ?? 0
+    const saved = row && decoded(row.state)
+    one.state = saved ?? createState()
+    one.savedVersion = saved && row ? row.version : 0
+  }
+}
+
+/** A row that cannot be read is as good as none: the log has all of it. */
+function decoded(text: string): FoldState | undefined {
+  try {
+    return decodeState(text)
+  } catch {
+    return undefined
   }
 }
 
