@@ -9,7 +9,7 @@
 import type { DraftEvent } from '../../domain/canonical-event.js'
 import { fromEpochMs } from '../../domain/time.js'
 import { asFields, asNumber, asText, type Fields, isFields, present, read, readNumber, readText } from '../fields.js'
-import { asEventId, EVENT_ID, type Format, MAX_SOURCE_CHARS, unmapped } from '../format.js'
+import { asEventId, EVENT_ID, type Format, MAX_ID_CHARS, MAX_SOURCE_CHARS, unmapped } from '../format.js'
 import { parseBase64Json } from '../raw-item.js'
 import { declaredParticipants, type Envelope, fact, MESSAGES } from './macp-messages.js'
 
@@ -142,6 +142,10 @@ function draftsOf(value: Fields, eventId: string | undefined): DraftEvent[] {
     modeName: readText(value, 'mode', 'modeName'),
     payload: fields,
     metadata: asFields(read(value, 'metadata')) ?? {},
+  }
+  // They stand in every fact: a start that declares 1,000 participants would store them 1,000 times.
+  for (const [name, text] of Object.entries({ sessionId: envelope.sessionId, mode: envelope.modeName })) {
+    if (text !== undefined && text.length > MAX_ID_CHARS) return [unmapped(`/${name}: expected a text of at most ${MAX_ID_CHARS} characters`)]
   }
   const states = stateFacts(envelope, stateOf(fields, envelope.messageType))
   const drafts =

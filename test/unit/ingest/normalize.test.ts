@@ -101,6 +101,18 @@ t.test('a session with very many participants does not become as many events', a
   t.strictSame(result.events.find((event) => event.type === 'session.bound')?.data.participants, participants)
 })
 
+t.test('a session id that would stand in a thousand facts is kept raw', async (t) => {
+  const payload = { participants: ['a', 'b'] }
+  for (const long of [{ sessionId: 's'.repeat(513) }, { sessionId: 's', mode: 'm'.repeat(513) }]) {
+    const result = normalizeItem(formatFor(undefined, 'macp'), { messageType: 'SessionStart', messageId: 'm', ...long, payload }, context)
+    assert.ok(result.ok)
+    t.same(
+      result.events.map((event) => event.type),
+      ['raw.received'],
+    )
+  }
+})
+
 t.test('a payload in base64 that nests too deep is kept as base64', async (t) => {
   const payload = Buffer.from(`{"a":${'['.repeat(5000)}${']'.repeat(5000)}}`).toString('base64')
   const result = normalizeItem(formatFor(undefined, 'macp'), { messageType: 'X', messageId: 'm', payload }, context)
