@@ -98,7 +98,8 @@ const POST_EVENTS: Bad[] = [
   { name: 'a format named like a prototype', path: '/runs/victim/events?format=__proto__', body: event(), allowed: [400, 415] },
   { name: 'a format named constructor', path: '/runs/victim/events?format=constructor', body: event(), allowed: [400, 415] },
   { name: 'the format twice', path: '/runs/victim/events?format=jobs&format=macp', body: event(), allowed: [400, 415] },
-  { name: 'gzip that is none', body: 'not gzip', headers: { 'content-encoding': 'gzip' }, allowed: [400, 415] },
+  { name: 'gzip that is none', body: 'not gzip', headers: { 'content-encoding': 'gzip' }, allowed: [415] },
+  { name: 'gzip where lines are wanted', body: 'not gzip', contentType: 'application/x-ndjson', headers: { 'content-encoding': 'gzip' }, allowed: [415] },
   { name: 'broken NDJSON only', body: '{"type":\n{"a\n', contentType: 'application/x-ndjson', allowed: [400, 422] },
   {
     name: 'an NDJSON line past the limit of an event',

@@ -7,13 +7,20 @@ import fastifyPlugin from 'fastify-plugin'
 import type { Config } from '../../config.js'
 import { RunplaneError } from '../../errors.js'
 
-const STREAMED = /ndjson|event-stream|zip/
+const STREAMED = /ndjson|jsonl|event-stream|zip/i
 
 export const bodiesPlugin = fastifyPlugin(
   async (app: FastifyInstance, { config }: { config: Pick<Config, 'BODY_TIMEOUT_MS'> }) => {
     app.removeContentTypeParser('text/plain')
 
     app.addHook('preParsing', async (request, reply, payload) => {
+      const encoding = request.headers['content-encoding']
+      if (encoding !== undefined && encoding.toLowerCase() !== 'identity') {
+        // RFC 9110, section 15.5.16.
+        throw new RunplaneError('UNSUPPORTED_FORMAT', `Content-Encoding '${encoding.slice(0, 100)}' is not known here. Send the body as it is.`, {
+          headers: { 'accept-encoding': 'identity' },
+        })
+      }
       if (request.headers['content-type'] === undefined || STREAMED.test(request.headers['content-type'])) return
       const timer = setTimeout(() => {
         // Only where Fastify still reads: an error without a listener would end the process.
