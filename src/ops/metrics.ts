@@ -1,8 +1,8 @@
 /** What can be measured from outside: the metrics of one process, for Prometheus (`GET /metrics`). */
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client'
 
-/** Each app has a registry of its own, so that several in one process do not mix. */
-export function createMetrics() {
+/** Each app has a registry of its own, so that several in one process do not mix. `now` is asked at each scrape. */
+export function createMetrics(now: { queuedEvents: () => number; openStreams: () => number }) {
   const registry = new Registry()
   collectDefaultMetrics({ register: registry })
   const registers = [registry]
@@ -33,8 +33,22 @@ export function createMetrics() {
       buckets: [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5],
       registers,
     }),
-    queuedEvents: new Gauge({ name: 'runplane_append_queued_events', help: 'Raw events that wait for a commit', registers }),
-    openStreams: new Gauge({ name: 'runplane_streams_open', help: 'Readers that are connected to a stream', registers }),
+    queuedEvents: new Gauge({
+      name: 'runplane_append_queued_events',
+      help: 'Raw events that wait for a commit',
+      registers,
+      collect() {
+        this.set(now.queuedEvents())
+      },
+    }),
+    openStreams: new Gauge({
+      name: 'runplane_streams_open',
+      help: 'Readers that are connected to a stream',
+      registers,
+      collect() {
+        this.set(now.openStreams())
+      },
+    }),
   }
 }
 export type Metrics = ReturnType<typeof createMetrics>

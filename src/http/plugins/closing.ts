@@ -1,9 +1,11 @@
 /**
  * A stop: from its first moment nothing new is begun, and what has been begun is answered on a connection that then closes.
  * Without that, a connection that was busy when the server closed would keep it waiting for its keep-alive time-out (72 s).
+ * A client that is not through with its own request by half the grace is cut off: the rest is for the last commits and the database.
  */
 import type { FastifyInstance } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
+import type { Config } from '../../config.js'
 import { RunplaneError } from '../../errors.js'
 
 declare module 'fastify' {
@@ -17,7 +19,7 @@ declare module 'fastify' {
 const LOOK_EVERY_MS = 25
 
 export const closingPlugin = fastifyPlugin(
-  async (app: FastifyInstance) => {
+  async (app: FastifyInstance, { config }: { config: Pick<Config, 'SHUTDOWN_GRACE_MS'> }) => {
     let closing = false
     app.decorate('isClosing', () => closing)
 
@@ -25,7 +27,11 @@ export const closingPlugin = fastifyPlugin(
       closing = true
       if (!app.server.listening) return
       const timer = setInterval(() => app.server.closeIdleConnections(), LOOK_EVERY_MS)
-      app.server.once('close', () => clearInterval(timer))
+      const cut = setTimeout(() => app.server.closeAllConnections(), config.SHUTDOWN_GRACE_MS / 2)
+      app.server.once('close', () => {
+        clearInterval(timer)
+        clearTimeout(cut)
+      })
     })
 
     app.addHook('onRequest', async (request) => {
