@@ -12,6 +12,8 @@ const ROUND_MS = 500
 /** A run that goes on is saved at most this often, and at the latest this long after its last event. */
 const MIN_AGE_MS = 2000
 const MAX_AGE_MS = 10_000
+/** States that memory has let go of and that wait to be saved: they are still held until then. */
+const MAX_WAITING = 100
 
 export interface Snapshots {
   /** Saves a state that memory lets go of. */
@@ -24,6 +26,15 @@ export interface Snapshots {
 export function startSnapshots(deps: { sql: Sql; states: States; everyEvents: number; log: { warn(details: object, message: string): void } }): Snapshots {
   const { sql, states, everyEvents, log } = deps
   let round: Promise<void> = Promise.resolve()
+  let waiting = 0
+  let looking = false
+
+  /** One after another; while the database is slow or gone no more gather than this: what is left out is in the log. */
+  function later(work: () => Promise<void>): void {
+    if (waiting >= MAX_WAITING) return
+    waiting++
+    round = round.then(work).finally(() => waiting--)
+  }
 
   const isDue = ({ state, savedVersion, savedAtMs }: HotState, nowMs: number): boolean => {
     if (!state) return false
@@ -43,15 +54,15 @@ export function startSnapshots(deps: { sql: Sql; states: States; everyEvents: nu
   }
 
   const timer = setInterval(() => {
-    round = round.then(() => save((hot) => isDue(hot, Date.now())))
+    if (looking) return
+    looking = true
+    round = round.then(() => save((hot) => isDue(hot, Date.now()))).finally(() => (looking = false))
   }, ROUND_MS)
   timer.unref()
 
   return {
     evicted(hot) {
-      round = round
-        .then(() => saveSnapshot(sql, hot))
-        .catch((error) => log.warn({ err: error, runKey: hot.runKey }, 'a snapshot could not be saved; the log has all of it'))
+      later(() => saveSnapshot(sql, hot).catch((error) => log.warn({ err: error, runKey: hot.runKey }, 'a snapshot could not be saved; the log has all of it')))
     },
     async close() {
       clearInterval(timer)
