@@ -2,7 +2,9 @@
  * Reading the log: keyset pages by (run, seq), each in one statement, so that a page and the head that it is judged by are of one snapshot.
  *
  * Invariant: numbers come from inside the append's transaction, so commit order is seq order, and "everything after my cursor" misses nothing.
- * Postgres puts the text of a page together from the stored text of its events: nothing is parsed here, and an event looks the same in a page, a frame and a bundle.
+ * Events go from the driver's bytes to the answer's as they are stored: nothing is parsed here, and an event looks the same in a page, a frame and a bundle.
+ * Measured for 100,000 events of 630 bytes, CPU of Postgres and of Node: rows 135 and 135 ms, a page put together by string_agg 200 and 100 ms, and that
+ * with a window over the text of the frames 255 and 110 ms. Rows also let Node work while Postgres does, and leave no buffers of a page's size to collect.
  */
 import type { Sql } from '../db/client.js'
 import { isTerminal, type RunStatus } from '../domain/run.js'
@@ -36,9 +38,12 @@ export interface PageRequest {
   maxScan?: number | undefined
 }
 
+export interface FramesRequest extends PageRequest {
+  /** Where a piece of so many bytes goes; memory of its own unless given. */
+  allocate?: ((bytes: number) => Buffer) | undefined
+}
+
 export interface LogPage {
-  /** The events' text; undefined where there are none. May share memory with other results: copy what is kept. */
-  body: Buffer | undefined
   count: number
   /** Everything that matches up to here is in the page: where the next one starts. */
   scannedTo: number
@@ -46,6 +51,13 @@ export interface LogPage {
   terminal: boolean
   headSeq: number
   firstSeq: number
+}
+
+/** Whole frames one after another; they share no memory with the page's other pieces. */
+export interface Piece {
+  bytes: Buffer
+  /** The seq of its last frame. */
+  lastSeq: number
 }
 
 export interface RawPage {
@@ -75,12 +87,20 @@ export type LogReader = ReturnType<typeof createLogReader>
 const PAGE_SCAN = 100_000
 const WORKSPACE_SCAN = 20_000
 
+/** The most that one piece of frames holds, but for a single frame that is larger: what a stalled reader keeps waiting in its socket. */
+export const PIECE_BYTES = 65_536
+
+const LINE_FEED = 0x0a
+const OPENING_BRACKET = 0x5b
+
 const number = (bytes: Buffer | null | undefined) => (bytes ? Number(bytes.toString('latin1')) : 0)
+/** The number in the `id` line that an item of a page begins with. */
+const seqOf = (item: Buffer) => number(item.subarray('id: '.length, item.indexOf(LINE_FEED)))
 
 export function createLogReader({ sql }: { sql: Sql }) {
   const items = {
-    json: sql`event::text`,
-    frames: sql`'id: ' || seq || E'\nevent: canonical_event\ndata: ' || event::text || E'\n\n'`,
+    json: sql`concat('id: ', seq, E'\n', event)`,
+    frames: sql`concat('id: ', seq, E'\nevent: canonical_event\ndata: ', event, E'\n\n')`,
   }
 
   function matching(filter: PageRequest['filter']) {
@@ -95,42 +115,48 @@ export function createLogReader({ sql }: { sql: Sql }) {
   const isFiltered = (filter: PageRequest['filter']) =>
     filter !== undefined && (filter.types !== undefined || filter.subject !== undefined || filter.afterTs !== undefined || filter.beforeTs !== undefined)
 
-  /** One page and the run's head, of one snapshot. Undefined: there is no such run (any more). */
-  async function page(request: PageRequest, as: keyof typeof items): Promise<LogPage | undefined> {
+  /**
+   * One page and the run's head, of one snapshot. Undefined: there is no such run (any more).
+   * @param take gets the items in order. They share memory with what the driver has read: copy what is kept.
+   */
+  async function page(request: PageRequest, as: keyof typeof items, take: (item: Buffer) => void): Promise<LogPage | undefined> {
     const { runKey, afterSeq, limit, maxBytes, filter } = request
     const filtered = isFiltered(filter)
     const upTo = filtered ? afterSeq + (request.maxScan ?? PAGE_SCAN) : Number.MAX_SAFE_INTEGER
     const range = filtered ? sql`and e.seq <= ${upTo} ${matching(filter)}` : sql``
-    // string_agg takes the rows as the window sorts them: an order of its own would sort each page again, a tenth of its time.
-    const [row] = await sql`
-      select r.status, r.last_seq, r.first_seq, p.found, p.taken, p.up_to, p.body
-      from runs r, lateral (
-        select count(*) as found, count(*) filter (where fits) as taken, max(seq) filter (where fits) as up_to,
-          string_agg(item, ${as === 'json' ? ',' : ''}) filter (where fits) as body
-        from (
-          select seq, item, row_number() over w <= ${limit} and sum(octet_length(item)) over w - octet_length(item) < ${maxBytes} as fits
+    let head: [RunStatus, number, number] | undefined
+    let last: Buffer | undefined
+    let count = 0
+    let bytes = 0
+    let isCut = false
+    // The window keeps Postgres from sending much more than is taken. It counts bytes as stored, which costs no copy and is never more than an item has.
+    await sql`
+      select json_build_array(status, last_seq, first_seq)::text from runs where key = ${runKey}
+      union all (
+        select ${items[as]} from (
+          select seq, event, sum(pg_column_size(event)) over (order by seq rows unbounded preceding) - pg_column_size(event) as before
           from (
-            select seq, ${items[as]} as item from run_events_canonical e
-            where e.run_key = ${runKey} and e.seq > ${afterSeq} ${range} order by e.seq limit ${limit + 1}
+            select seq, event from run_events_canonical e where e.run_key = ${runKey} and e.seq > ${afterSeq} ${range} order by e.seq limit ${limit + 1}
           ) found
-          window w as (order by seq rows unbounded preceding)
         ) sized
-      ) p
-      where r.key = ${runKey}`.raw()
-    if (!row) return undefined
-    const [status, lastSeq, firstSeq, found, taken, lastTaken, body] = row as (Buffer | null)[]
-    const headSeq = number(lastSeq)
-    const cut = number(taken) < number(found)
-    const runStatus = statusOf(status)
-    return {
-      body: body ?? undefined,
-      count: number(taken),
-      scannedTo: cut ? number(lastTaken) : Math.max(afterSeq, Math.min(upTo, headSeq)),
-      status: runStatus,
-      terminal: isTerminal(runStatus),
-      headSeq,
-      firstSeq: number(firstSeq),
-    }
+        where before < ${maxBytes} order by seq
+      )`
+      .raw()
+      .forEach(([item]) => {
+        if (!item) return
+        if (item[0] === OPENING_BRACKET) head = JSON.parse(item.toString())
+        else if (count === limit || bytes >= maxBytes) isCut = true
+        else {
+          count++
+          bytes += item.length
+          last = item
+          take(item)
+        }
+      })
+    if (!head) return undefined
+    const [status, headSeq, firstSeq] = head
+    const scannedTo = last && (isCut || bytes >= maxBytes) ? seqOf(last) : Math.max(afterSeq, Math.min(upTo, headSeq))
+    return { count, scannedTo, status, terminal: isTerminal(status), headSeq, firstSeq }
   }
 
   return {
@@ -148,11 +174,39 @@ export function createLogReader({ sql }: { sql: Sql }) {
       }
     },
 
-    /** Events as the inside of a JSON array. */
-    pageOfEvents: (request: PageRequest) => page(request, 'json'),
+    /** Events as JSON texts, for an array. They share memory with what the driver has read: copy what is kept. */
+    async pageOfEvents(request: PageRequest): Promise<(LogPage & { items: Buffer[] }) | undefined> {
+      const texts: Buffer[] = []
+      const found = await page(request, 'json', (item) => texts.push(item.subarray(item.indexOf(LINE_FEED) + 1)))
+      return found && { ...found, items: texts }
+    },
 
     /** Events as server-sent events. */
-    pageOfFrames: (request: PageRequest) => page(request, 'frames'),
+    async pageOfFrames({ allocate = Buffer.allocUnsafe, ...request }: FramesRequest): Promise<(LogPage & { pieces: Piece[] }) | undefined> {
+      const pieces: Piece[] = []
+      let frames: Buffer[] = []
+      let bytes = 0
+      const cut = () => {
+        const last = frames.at(-1)
+        if (!last) return
+        const piece = allocate(bytes)
+        let at = 0
+        for (const frame of frames) {
+          piece.set(frame, at)
+          at += frame.length
+        }
+        pieces.push({ bytes: piece, lastSeq: seqOf(last) })
+        frames = []
+        bytes = 0
+      }
+      const found = await page(request, 'frames', (frame) => {
+        if (bytes + frame.length > PIECE_BYTES) cut()
+        frames.push(frame)
+        bytes += frame.length
+      })
+      cut()
+      return found && { ...found, pieces }
+    },
 
     /** Raw events after a rawSeq. `body` is the text that was sent, so that numbers and duplicate keys come back as they were. */
     async pageOfRaw({ runKey, afterRawSeq, limit, maxBytes }: { runKey: string; afterRawSeq: number; limit: number; maxBytes: number }): Promise<RawPage> {

@@ -8,13 +8,16 @@ import type { FastifyBaseLogger } from 'fastify'
 import { isTerminal, type RunStatus } from '../domain/run.js'
 import { RunplaneError } from '../errors.js'
 import type { CommittedBatch, CommittedEvent } from '../log/committed.js'
-import type { EventFilter, LogReader, RunHead } from '../log/read.js'
+import { type EventFilter, type LogReader, PIECE_BYTES, type RunHead } from '../log/read.js'
 import { type Chunk, createChunkCache, type RunChunks } from './chunks.js'
-import { cutFrames, eventFrame, PIECE_BYTES } from './frame.js'
+import { eventFrame } from './frame.js'
+import { createPiecePool } from './pieces.js'
 
 export interface TailPage {
   /** Frames in order, cut into pieces; with a filter the frames that fit. */
   chunks: Chunk[]
+  /** The memory of the chunks is the hub's, and goes back to it (`giveBack`). */
+  isLent: boolean
   requestedAfter: number
   scannedTo: number
   status: RunStatus
@@ -62,8 +65,9 @@ export type Hub = ReturnType<typeof createHub>
 const FILTER_SCAN = 5000
 
 export function createHub({ log, logger, ...options }: HubOptions) {
-  const { cacheBytes = 33_554_432, pageRows = 1000, pageBytes = 524_288, maxReads = 4, retryDelaysMs = [100, 300, 1000, 3000] } = options
+  const { cacheBytes = 33_554_432, pageRows = 768, pageBytes = 524_288, maxReads = 4, retryDelaysMs = [100, 300, 1000, 3000] } = options
   const cache = createChunkCache(cacheBytes)
+  const pool = createPiecePool()
   const channels = new Map<string, Channel>()
   const streams = new Set<OpenStream>()
   const reads = new Map<string, Promise<TailPage | undefined>>()
@@ -157,26 +161,27 @@ export function createHub({ log, logger, ...options }: HubOptions) {
     }
   }
 
-  async function readPage(channel: Channel, afterSeq: number, filter: EventFilter | undefined): Promise<TailPage | undefined> {
+  async function readPage(channel: Channel, afterSeq: number, filter: EventFilter | undefined, isLent: boolean): Promise<TailPage | undefined> {
     const began = ++tick
-    const page = await log.pageOfFrames({ runKey: channel.runKey, afterSeq, limit: pageRows, maxBytes: pageBytes, filter, maxScan: FILTER_SCAN })
+    const allocate = isLent ? pool.lend : undefined
+    const page = await log.pageOfFrames({ runKey: channel.runKey, afterSeq, limit: pageRows, maxBytes: pageBytes, filter, maxScan: FILTER_SCAN, allocate })
     if (!page) return undefined
     let from = Math.max(afterSeq, page.firstSeq - 1)
-    const chunks = (page.body ? cutFrames(page.body) : []).map((piece) => {
-      const chunk: Chunk = { afterSeq: from, lastSeq: piece.lastSeq, bytes: piece.bytes }
-      from = piece.lastSeq
+    const chunks = page.pieces.map(({ bytes, lastSeq }) => {
+      const chunk: Chunk = { afterSeq: from, lastSeq, bytes }
+      from = lastSeq
       return chunk
     })
-    if (!filter && channels.get(channel.runKey) === channel) for (const chunk of chunks) channel.chunks.add(chunk)
+    if (!filter && !isLent && channels.get(channel.runKey) === channel) for (const chunk of chunks) channel.chunks.add(chunk)
     sawHead(channel, page.headSeq, began)
     const { scannedTo, status, terminal, headSeq, firstSeq } = page
-    return { chunks, requestedAfter: afterSeq, scannedTo, status, terminal, headSeq, firstSeq, tick: began }
+    return { chunks, isLent, requestedAfter: afterSeq, scannedTo, status, terminal, headSeq, firstSeq, tick: began }
   }
 
-  async function readWithRetries(channel: Channel, afterSeq: number, filter: EventFilter | undefined): Promise<TailPage | undefined> {
+  async function readWithRetries(channel: Channel, afterSeq: number, filter: EventFilter | undefined, isLent: boolean): Promise<TailPage | undefined> {
     for (let attempt = 0; ; attempt++) {
       try {
-        return await permitted(() => readPage(channel, afterSeq, filter))
+        return await permitted(() => readPage(channel, afterSeq, filter, isLent))
       } catch (error) {
         const delayMs = retryDelaysMs[attempt]
         logger.warn({ err: error, runKey: channel.runKey, attempt }, 'reading the log for a stream failed')
@@ -237,19 +242,24 @@ export function createHub({ log, logger, ...options }: HubOptions) {
     },
 
     /**
-     * A page of the log, which readers at the same place share. Failed reads are tried again.
+     * A page of the log. Readers at the same place share it, and it goes to the cache; but a run's only reader gets one of its own, in memory that is lent:
+     * for nobody else, a cache would only be work. Failed reads are tried again.
      * @returns undefined when the run is gone. @throws when the log cannot be read for long.
      */
     read(channel: Channel, afterSeq: number, filter: EventFilter | undefined): Promise<TailPage | undefined> {
       const key = `${channel.runKey} ${afterSeq} ${filter?.types?.join() ?? ''} ${filter?.subject ?? ''}`
       const running = reads.get(key)
       if (running) return running
-      const read = readWithRetries(channel, afterSeq, filter).finally(() => reads.delete(key))
+      const isLent = !filter && channel.readers.size === 1
+      const read = readWithRetries(channel, afterSeq, filter, isLent).finally(() => isLent || reads.delete(key))
       // Without this a read ahead that fails, and whose reader has left, would end the process.
       read.catch(() => {})
-      reads.set(key, read)
+      if (!isLent) reads.set(key, read)
       return read
     },
+
+    /** A chunk of a lent page, once, after the socket has taken it and nothing looks at it any more. */
+    giveBack: pool.giveBack,
 
     /** @throws RunplaneError OVERLOADED while the service is shutting down. */
     assertOpen(): void {

@@ -117,8 +117,8 @@ class EventStream implements OpenStream {
     this.pump()
   }
 
-  private write(text: string | Buffer): void {
-    if (this.raw.write(text) || this.state !== 'flowing') return
+  private write(text: string | Buffer, written: (error?: Error | null) => void = ignore): void {
+    if (this.raw.write(text, written) || this.state !== 'flowing') return
     this.state = 'blocked'
     this.stallTimer = setTimeout(park, PARK_MS, this)
   }
@@ -153,7 +153,7 @@ class EventStream implements OpenStream {
     const { kind, ...data } = delivery
     switch (delivery.kind) {
       case 'frames':
-        this.write(this.isCompound ? withCompoundIds(subscription, delivery.bytes, this.all) : delivery.bytes)
+        this.frames(subscription, delivery.bytes, delivery.isLent)
         break
       case 'cursor':
         this.control(subscription, kind, data, delivery.seq)
@@ -177,6 +177,13 @@ class EventStream implements OpenStream {
       default:
         delivery satisfies never
     }
+  }
+
+  private frames(subscription: Subscription, bytes: Buffer, isLent: boolean): void {
+    if (this.isCompound) this.write(withCompoundIds(subscription, bytes, this.all))
+    // With an error the socket may still have a part of it.
+    else if (isLent) this.write(bytes, (error) => error || this.hub.giveBack(bytes))
+    else this.write(bytes)
   }
 
   private control(subscription: Subscription, event: string, data: object, seq?: number): void {

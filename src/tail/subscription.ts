@@ -16,8 +16,8 @@ import { frameEnd } from './frame.js'
 import type { Channel, Hub, TailPage } from './hub.js'
 
 export type Delivery =
-  /** Whole event frames. */
-  | { kind: 'frames'; bytes: Buffer }
+  /** Whole event frames. What is lent is given back to the hub when it has been written. */
+  | { kind: 'frames'; bytes: Buffer; isLent: boolean }
   | { kind: 'gap'; fromSeq: number; toSeq: number }
   /** Up to here everything was filtered out. */
   | { kind: 'cursor'; seq: number }
@@ -60,6 +60,8 @@ export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: Subsc
   let page: TailPage | undefined
   let place = 0
   let aheadAfter: number | undefined
+  /** The next page of a run's only reader: it is in no cache. */
+  let ahead: Promise<TailPage | undefined> | undefined
   let readingAfter: number | undefined
   let throughTick = 0
   let isCaughtUp = false
@@ -72,7 +74,9 @@ export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: Subsc
   function read(): void {
     const after = cursor
     readingAfter = after
-    hub.read(channel, after, filter).then(
+    const reading = (after === aheadAfter && ahead) || hub.read(channel, after, filter)
+    ahead = undefined
+    reading.then(
       (result) => {
         readingAfter = undefined
         if (over) return
@@ -91,13 +95,15 @@ export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: Subsc
     )
   }
 
-  /** Lets the database work on the next page while the socket takes this one: it goes to the cache. */
+  /** Lets the database work on the next page while the socket takes this one. It goes to the cache, or is kept here where nobody else reads the run. */
   function readAhead(): void {
     if (filter) return
-    const upTo = channel.chunks.reach(cursor, LOOK_AHEAD_CHUNKS)
+    const isAlone = channel.readers.size === 1
+    const upTo = channel.chunks.reach(isAlone && page ? page.scannedTo : cursor, LOOK_AHEAD_CHUNKS)
     if (upTo === undefined || upTo >= channel.headSeq || upTo === aheadAfter) return
     aheadAfter = upTo
-    void hub.read(channel, upTo, filter).catch(() => {})
+    const read = hub.read(channel, upTo, filter)
+    ahead = isAlone ? read : undefined
   }
 
   /** All of a page has been delivered. */
@@ -107,7 +113,9 @@ export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: Subsc
     // A page that others had asked for may be older than this reader, and says nothing of what it may have seen elsewhere.
     if (last.scannedTo < last.headSeq || last.tick <= joinedTick) return
     throughTick = last.tick
-    const ends = last.terminal && !follow && cursor === last.headSeq
+    // A page that was read ahead may be older than what is known by now: the end is told only by one that is not.
+    const isStale = cursor < channel.headSeq || last.tick < channel.newsTick
+    const ends = last.terminal && !follow && cursor === last.headSeq && !isStale
     if (isCaughtUp && !ends) return
     const untold = untoldCursor()
     if (untold !== undefined) queue.push({ kind: 'cursor', seq: untold })
@@ -123,11 +131,11 @@ export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: Subsc
   }
 
   /** Moves the cursor over a chunk. Undefined: the filter lets none of it through. */
-  function take(chunk: Chunk): Delivery | undefined {
+  function take(chunk: Chunk, isLent: boolean): Delivery | undefined {
     cursor = chunk.lastSeq
     if (!filter || !chunk.events) {
       toldCursor = cursor
-      return { kind: 'frames', bytes: chunk.bytes }
+      return { kind: 'frames', bytes: chunk.bytes, isLent }
     }
     const frames: Buffer[] = []
     let start = 0
@@ -139,7 +147,7 @@ export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: Subsc
       }
       start = end
     }
-    return frames.length === 0 ? undefined : { kind: 'frames', bytes: Buffer.concat(frames) }
+    return frames.length === 0 ? undefined : { kind: 'frames', bytes: Buffer.concat(frames), isLent: false }
   }
 
   /** Undefined: something has moved, look again. */
@@ -156,7 +164,7 @@ export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: Subsc
       turn(current)
       return undefined
     }
-    return chunk.lastSeq <= cursor ? undefined : take(filter ? chunk : restOf(chunk, cursor))
+    return chunk.lastSeq <= cursor ? undefined : take(filter ? chunk : restOf(chunk, cursor), current.isLent)
   }
 
   function next(): Delivery | undefined {
@@ -174,7 +182,7 @@ export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: Subsc
       if (readingAfter !== undefined) return undefined
       const cached = page ? undefined : channel.chunks.after(cursor)
       if (page || (cached && (!filter || cached.events))) {
-        const delivery = page ? fromPage(page) : cached && take(cached)
+        const delivery = page ? fromPage(page) : cached && take(cached, false)
         if (cursor < channel.headSeq) readAhead()
         if (delivery) return delivery
       } else if (cursor >= channel.headSeq && throughTick > Math.max(joinedTick, channel.newsTick)) return undefined
@@ -195,10 +203,13 @@ export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: Subsc
     untoldCursor,
     release() {
       page = undefined
+      ahead = undefined
+      aheadAfter = undefined
     },
     close() {
       over = true
       page = undefined
+      ahead = undefined
       hub.leave(channel, onReady)
     },
   }

@@ -1,7 +1,7 @@
 /** Pages of the log over HTTP, and the statements under them. */
 import t from 'tap'
 import { DEFAULT_WORKSPACE_ID, uuidv7 } from '../../src/domain/ids.js'
-import { createLogReader } from '../../src/log/read.js'
+import { createLogReader, PIECE_BYTES } from '../../src/log/read.js'
 import { testDatabase } from '../support/database.js'
 import { append, insertRun, readingApp, type TestEvent } from '../support/log-fixture.js'
 
@@ -145,6 +145,19 @@ t.test('pages are bounded', async (t) => {
     const page = await log.pageOfWorkspace({ workspaceId: DEFAULT_WORKSPACE_ID, after: undefined, filter: {}, limit: 100, maxBytes: 25_000 })
     t.same(page.next, { runKey: run.key, seq: 3 })
   })
+  await t.test('and cut into pieces of whole frames that know their last seq', async (t) => {
+    const page = await log.pageOfFrames({ runKey: run.key, afterSeq: 0, limit: 100, maxBytes: 1e6 })
+    const pieces = (page?.pieces ?? []).map(({ bytes, lastSeq }) => ({
+      seqs: Array.from(bytes.toString().matchAll(/(?:^|\n\n)id: (\d+)\n/g), ([, seq]) => Number(seq)),
+      lastSeq,
+      length: bytes.length,
+    }))
+    t.same(
+      pieces.flatMap(({ seqs }) => seqs),
+      Array.from({ length: 30 }, (_, index) => index + 1),
+    )
+    t.ok(pieces.length > 4 && pieces.every(({ seqs, lastSeq, length }) => length <= PIECE_BYTES && seqs.at(-1) === lastSeq))
+  })
   await t.test('in what a filter looks at', async (t) => {
     const filter = { types: ['step.started'] }
     t.match(await log.pageOfFrames({ runKey: run.key, afterSeq: 0, limit: 100, maxBytes: 1e6, filter, maxScan: 9 }), { count: 0, scannedTo: 9 })
@@ -170,7 +183,7 @@ t.test('a page is read by the primary key', async (t) => {
   const client = database.connect({ max: 1, debug })
   t.teardown(() => client.end())
   await createLogReader({ sql: client }).pageOfFrames({ runKey: run.key, afterSeq: 1500, limit: 100, maxBytes: 1_000_000 })
-  const plan = await client.unsafe(`explain ${statements.find((text) => text.includes('string_agg'))}`)
+  const plan = await client.unsafe(`explain ${statements.find((text) => text.includes('pg_column_size'))}`)
   const lines = plan.map((row) => String(row['QUERY PLAN'])).join('\n')
   t.match(lines, /Index Scan using run_events_canonical_\w+ on run_events_canonical/, lines)
 })

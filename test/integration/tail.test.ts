@@ -464,6 +464,31 @@ t.test('slow readers', async (t) => {
     clearInterval(stutter)
     t.same(seqs(stream), upTo(20_001))
   })
+
+  await t.test("and others who come and go beside one another get whole events, in whoever's memory they were", async (t) => {
+    const stay = await openStream(`${url}/runs/large/stream`)
+    const stutter = setInterval(() => {
+      stay.pause()
+      setImmediate(() => stay.resume())
+    }, 3)
+    for (const after of [0, 5000, 12_000]) {
+      const visitor = await openStream(`${url}/runs/large/stream?afterSeq=${after}`)
+      await visitor.until(isAt(after + 3000))
+      visitor.close()
+      await visitor.closed()
+      t.same(seqs(visitor).slice(0, 3000), upTo(after + 3000, after + 1))
+    }
+    const last = await openStream(`${url}/runs/large/stream`)
+    await Promise.all([ends(stay), ends(last)])
+    clearInterval(stutter)
+    for (const stream of [stay, last]) {
+      t.same(seqs(stream), upTo(20_001))
+      t.same(
+        dataOf(stream, 'canonical_event').map((event) => event.seq),
+        upTo(20_001),
+      )
+    }
+  })
 })
 
 t.test(

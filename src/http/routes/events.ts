@@ -54,7 +54,7 @@ export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypeb
         const page = run && (await log.pageOfEvents({ runKey: run.key, afterSeq, limit, maxBytes: PAGE_BYTES, filter }))
         if (!page) throw runNotFound(request.params.id)
         const next = page.scannedTo < page.headSeq ? `"nextAfterSeq":${page.scannedTo},` : ''
-        return sendText(reply, '{"data":[', page.body, `],${next}"headSeq":${page.headSeq}}`)
+        return sendText(reply, '{"data":[', page.items, `],${next}"headSeq":${page.headSeq}}`)
       },
     )
 
@@ -79,7 +79,7 @@ export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypeb
         const { items, lastRawSeq } = await log.pageOfRaw({ runKey: run.key, afterRawSeq, limit, maxBytes: PAGE_BYTES })
         const headSeq = Math.max(run.lastRawSeq, items.length > 0 ? lastRawSeq : 0)
         const next = items.length > 0 && lastRawSeq < headSeq ? `"nextAfterSeq":${lastRawSeq},` : ''
-        return sendText(reply, '{"data":[', Buffer.from(items.join(',')), `],${next}"headSeq":${headSeq}}`)
+        return sendText(reply, '{"data":[', [Buffer.from(items.join(','))], `],${next}"headSeq":${headSeq}}`)
       },
     )
 
@@ -102,14 +102,17 @@ export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypeb
         const { workspaceId } = request.access
         if (runId !== undefined && !(await log.findRun(workspaceId, runId))) throw runNotFound(runId)
         const page = await log.pageOfWorkspace({ workspaceId, after, runId, filter: filterOf(request.query), limit, maxBytes: PAGE_BYTES })
-        return sendText(reply, '{"data":[', page.body, page.next ? `],"nextCursor":"${encodeCursor(page.next)}"}` : ']}')
+        return sendText(reply, '{"data":[', page.body ? [page.body] : [], page.next ? `],"nextCursor":"${encodeCursor(page.next)}"}` : ']}')
       },
     )
   }
 }
 
-function sendText(reply: FastifyReply, before: string, body: Buffer | undefined, after: string) {
-  return reply.type('application/json; charset=utf-8').send(Buffer.concat([Buffer.from(before), body ?? Buffer.alloc(0), Buffer.from(after)]))
+const COMMA = Buffer.from(',')
+
+function sendText(reply: FastifyReply, before: string, items: readonly Buffer[], after: string) {
+  const parts = items.flatMap((item, index) => (index === 0 ? [item] : [COMMA, item]))
+  return reply.type('application/json; charset=utf-8').send(Buffer.concat([Buffer.from(before), ...parts, Buffer.from(after)]))
 }
 
 function filterOf(query: Pick<EventsQuery, 'type' | 'subject' | 'afterTs' | 'beforeTs'>): NonNullable<PageRequest['filter']> {
