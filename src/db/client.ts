@@ -11,6 +11,7 @@ import type { BaseLogger } from 'pino'
 import postgres from 'postgres'
 import { startEmbedded } from './embedded.js'
 import * as schema from './schema.js'
+import { steadySockets } from './steady-socket.js'
 
 export type Sql = postgres.Sql<{ int8: number }>
 /** What runs a query: the pool, or a transaction of it. */
@@ -93,6 +94,9 @@ function clientOptions(options: ConnectOptions) {
     // The driver's own waits grow to 20 s: too long after a database that restarts in one.
     backoff: (attempt: number) => Math.min(2 ** attempt / 100, 1),
     onnotice: () => {},
+    socket: steadySockets(),
+    // Nothing here passes arrays; and a connection that is cut during this look-up would reject a promise that nobody holds.
+    fetch_types: false,
     ...options,
     types: { int8: { to: 20, from: [20], parse: Number, serialize: String } },
     connection: {

@@ -33,6 +33,15 @@ export function retryDelayMs(error: unknown, attempt: number): number | undefine
   return base === undefined ? undefined : base * Math.min(2 ** (attempt - 1), 8) * (0.5 + Math.random())
 }
 
+/**
+ * The fault lies in what was to be stored (classes 22, 23 and 54), or in our code that was to store it: another group may do better.
+ * Anything else, such as a full disk, would happen to any group.
+ */
+export function isDataError(error: unknown): boolean {
+  const code = codeOf(error)
+  return code === undefined || /^(22|23|54)/.test(code)
+}
+
 /** The database is not there, as against: it refused. */
 export function isConnectionError(error: unknown): boolean {
   const code = codeOf(error) ?? ''

@@ -121,6 +121,9 @@ export async function appendGroup(
     const [stored, ended] = await Promise.allSettled([insertEvents(tx, works, rows), options.probe ? tx`rollback`.execute() : tx`commit`.execute()])
     inTransaction = false
     const failure = stored.status === 'rejected' ? stored : ended.status === 'rejected' ? ended : undefined
+    // A COMMIT of a transaction that has failed, or that is not there any more, does not fail.
+    if (!failure && !options.probe && ended.status === 'fulfilled' && ended.value.command !== 'COMMIT')
+      throw new ConnectionLost(`the COMMIT was a ${ended.value.command}`)
     if (failure) {
       const committed = isConnectionError(failure.reason) && xid !== undefined && (await commitVerdict(sql, xid, failure.reason)) === 'committed'
       if (!committed) throw failure.reason

@@ -9,9 +9,9 @@
  */
 import type { Database, Sql } from '../db/client.js'
 import { type Dedicated, dedicate } from '../db/dedicated.js'
-import { isConnectionError, retryDelayMs } from '../db/retry.js'
+import { isDataError, retryDelayMs } from '../db/retry.js'
 import { RunplaneError } from '../errors.js'
-import { appendGroup } from './append.js'
+import { appendGroup, type GroupResult } from './append.js'
 import type { AppendOutcome, AppendRequest } from './append-request.js'
 import type { CommittedBatch } from './committed.js'
 import type { HotState, States } from './states.js'
@@ -156,8 +156,9 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
 
   async function commit(connection: Dedicated, group: Waiting[], hot: Map<string, HotState>): Promise<void> {
     const startedMs = performance.now()
+    let result: GroupResult
     try {
-      const { outcomes, committed, events } = await withRetries(() =>
+      result = await withRetries(() =>
         appendGroup(
           connection,
           sql,
@@ -165,19 +166,21 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
           hot,
         ),
       )
-      deps.onCommitted(committed)
-      outcomes.forEach((outcome, index) => {
-        group[index]?.resolve(outcome)
-      })
-      deps.onGroup?.({ requests: group.length, events, durationMs: performance.now() - startedMs })
     } catch (error) {
-      if (error instanceof RunplaneError || isConnectionError(error)) {
+      if (error instanceof RunplaneError || !isDataError(error)) {
         for (const one of group) one.reject(error)
         return
       }
       log.warn({ err: error, requests: group.length }, 'a group of appends failed and is taken apart')
       await takeApart(connection, group, hot, error)
+      return
     }
+    // Outside the try: what has been stored must not be stored again.
+    deps.onCommitted(result.committed)
+    result.outcomes.forEach((outcome, index) => {
+      group[index]?.resolve(outcome)
+    })
+    deps.onGroup?.({ requests: group.length, events: result.events, durationMs: performance.now() - startedMs })
   }
 
   async function takeApart(connection: Dedicated, group: Waiting[], hot: Map<string, HotState>, error: unknown): Promise<void> {
@@ -198,6 +201,10 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         const { ifMatch: _, producer: _p, requestKey: _k, decide: _d, ...request } = one.request
         await withRetries(() => appendGroup(connection, sql, [{ ...request, items: [item] }], hot, { probe: true }))
       } catch (fault) {
+        if (!isDataError(fault)) {
+          one.reject(fault)
+          return
+        }
         log.warn({ err: fault, index }, 'the database refused an event')
         poisoned++
         items[index] = {

@@ -12,6 +12,8 @@ const ROUND_MS = 500
 /** A run that goes on is saved at most this often, and at the latest this long after its last event. */
 const MIN_AGE_MS = 2000
 const MAX_AGE_MS = 10_000
+/** Events that a state which memory lets go of is ahead of its row, for it to be saved. */
+const WORTH_SAVING_EVENTS = 100
 /** States that memory has let go of and that wait to be saved: they are still held until then. */
 const MAX_WAITING = 100
 
@@ -62,6 +64,8 @@ export function startSnapshots(deps: { sql: Sql; states: States; everyEvents: nu
 
   return {
     evicted(hot) {
+      // With more active runs than fit, each event would save a state: folding a few events again costs less.
+      if (hot.state && hot.state.version - hot.savedVersion < WORTH_SAVING_EVENTS) return
       later(() => saveSnapshot(sql, hot).catch((error) => log.warn({ err: error, runKey: hot.runKey }, 'a snapshot could not be saved; the log has all of it')))
     },
     async close() {

@@ -151,6 +151,17 @@ test('append', async (t) => {
     t.same(stored.eventIds, ['a', 'b'])
   })
 
+  await t.test('a fault of the database that is not about the events refuses the request, and leaves nothing that a repeat would meet', async (t) => {
+    const run = await createRun()
+    await sql.unsafe(`create function full_disk() returns trigger language plpgsql as $$ begin raise exception 'full' using errcode = '53100'; end $$`)
+    await sql.unsafe(`create trigger full_disk before insert on run_events_raw for each row execute function full_disk()`)
+    const post = () =>
+      log.append(request(run.key, [output('a'), output('b')], { producer: { id: 'p', epoch: 0, seq: 0 }, requestKey: { key: 'p:0:0:0', hash: '00' } }))
+    await t.rejects(post(), { code: '53100' })
+    await sql.unsafe('drop function full_disk() cascade')
+    t.match(receiptOf(await post()).results, [{ status: 'stored' }, { status: 'stored' }])
+  })
+
   await t.test('a full queue refuses with OVERLOADED, and what it took is stored', async (t) => {
     const run = await createRun()
     const small = logInstance(database, { maxQueuedEvents: 10 })

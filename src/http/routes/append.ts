@@ -1,7 +1,8 @@
 /**
  * `POST /runs/:id/events` and `POST /ingest/explain`: the wire's end of the append.
  * A JSON body is one slice, stored whole in one transaction; an NDJSON body is cut into slices as it arrives, each stored
- * before the next is read. Slices are cut by count and bytes only, so that a repeat of the same body is cut the same.
+ * before the next is read. Where repeats are known by their slices (Idempotency-Key, producer headers) they are cut by count and bytes
+ * only, so that a repeat of the same body is cut the same; else a pause ends a slice as well.
  */
 import { createHash } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
@@ -24,6 +25,8 @@ import { RunParams } from '../schemas/run.js'
 
 /** Bytes of one slice of an NDJSON body. */
 const SLICE_BYTES = 1024 * 1024
+/** A body that pauses this long is stored so far. */
+const PAUSE_MS = 50
 
 export interface AppendRoutesDeps {
   config: Pick<Config, 'MAX_EVENT_BYTES' | 'MAX_BATCH_EVENTS' | 'MAX_BODY_BYTES'>
@@ -86,7 +89,9 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
       else if (isStream(body)) {
         // The run is looked for first: nobody should send a gigabyte to learn that there is none.
         if ((await runKeys.find(access.workspaceId, runId)) === undefined) throw runNotFound(runId)
-        for await (const { items, hash } of slices(body, limits)) {
+        // Repeats are known by their slices, which must then be cut the same.
+        const prompt = !producer && idempotencyKey === undefined
+        for await (const { items, hash } of slices(body, limits, prompt)) {
           await append(items, hash, log.appendWhenRoom)
         }
         if (slice === 0) throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send a JSON object a line.')
@@ -115,7 +120,7 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
       const items: RawItem[] = []
       if (Buffer.isBuffer(body)) items.push(...splitJsonBody(body, limits))
       else if (isStream(body)) {
-        for await (const slice of slices(body, limits)) {
+        for await (const slice of slices(body, limits, false)) {
           items.push(...slice.items)
           if (items.length > limits.maxEvents)
             throw new RunplaneError('PAYLOAD_TOO_LARGE', `At most ${limits.maxEvents} events are explained at once (MAX_BATCH_EVENTS).`)
@@ -158,8 +163,11 @@ function producerOf(headers: AppendHeaders): ProducerHeaders | undefined {
   return producer
 }
 
-/** Cuts a stream of lines into slices of at most `maxEvents` items, or SLICE_BYTES. */
-async function* slices(body: IncomingMessage, limits: ItemLimits): AsyncGenerator<{ items: RawItem[]; hash: () => string }> {
+/**
+ * Cuts a stream of lines into slices of at most `maxEvents` items, or SLICE_BYTES.
+ * @param prompt cuts as well when nothing comes for PAUSE_MS, so that what an agent writes line by line is seen as it goes
+ */
+async function* slices(body: IncomingMessage, limits: ItemLimits, prompt: boolean): AsyncGenerator<{ items: RawItem[]; hash: () => string }> {
   const splitter = createNdjsonSplitter(limits)
   let items: RawItem[] = []
   let bytes = 0
@@ -176,11 +184,36 @@ async function* slices(body: IncomingMessage, limits: ItemLimits): AsyncGenerato
       if (items.length >= limits.maxEvents || bytes >= SLICE_BYTES) yield cut()
     }
   }
-  for await (const chunk of body) yield* take(splitter.feed(chunk as Buffer))
+  const chunks: AsyncIterator<Buffer> = body[Symbol.asyncIterator]()
+  for (;;) {
+    const next = chunks.next()
+    // It may fail while nobody waits for it.
+    next.catch(() => {})
+    if (prompt && items.length > 0 && !(await settlesWithin(next, PAUSE_MS))) yield cut()
+    const { done, value } = await next
+    if (done) break
+    yield* take(splitter.feed(value))
+  }
   // A body that was cut off ends here as well: without its end, its last line is not one.
-  if (!body.complete) throw new RunplaneError('VALIDATION_ERROR', 'The body broke off. What came before is stored; send the request again to go on.')
+  if (!body.complete)
+    throw new RunplaneError(
+      'VALIDATION_ERROR',
+      'The body broke off. The lines before may be stored or not: send it again, with event ids so that none is stored twice.',
+    )
   yield* take(splitter.end())
   if (items.length > 0) yield cut()
+}
+
+async function settlesWithin(promise: Promise<unknown>, ms: number): Promise<boolean> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<boolean>((resolve) => {
+    timer = setTimeout(() => resolve(false), ms)
+  })
+  try {
+    return await Promise.race([promise.then(() => true), late])
+  } finally {
+    clearTimeout(timer)
+  }
 }
 
 function hashOfItems(items: RawItem[]): string {

@@ -1,0 +1,46 @@
+/**
+ * A socket for the driver that is lost in an orderly way. postgres 3.4.9 keeps what it has gathered for the next turn of the event loop
+ * when its connection closes: it then writes to a socket that is gone (an uncaught TypeError), or sends the leftover ahead of the next
+ * connection's start; and what is sent between a socket's `error` and its `close` is never answered.
+ *
+ * So `close` comes two turns later, when all that was gathered has been written (to nobody), and says that there was no error before,
+ * upon which the driver rejects whatever is still unanswered. With TLS the driver wraps the socket, and its own handling stands.
+ */
+import { Socket } from 'node:net'
+
+class SteadySocket extends Socket {
+  #closing = false
+
+  override emit(event: string | symbol, ...values: unknown[]): boolean {
+    // The driver lets go of a socket before its last error has come.
+    if (event === 'error' && this.listenerCount('error') === 0) return false
+    if (event !== 'close') return super.emit(event, ...values)
+    if (!this.#closing) {
+      this.#closing = true
+      setImmediate(() => setImmediate(() => super.emit('close', false)))
+    }
+    return true
+  }
+}
+
+interface Target {
+  path?: string | (() => string) | undefined
+  host: string[]
+  port: number[]
+}
+
+/** For the driver's option `socket`. Of several hosts the next one is tried each time; writes wait in the socket until it is connected. */
+export function steadySockets(): (target: Target) => Socket {
+  let attempts = 0
+  return ({ path, host: hosts, port: ports }) => {
+    const socket = new SteadySocket()
+    socket.setNoDelay(true)
+    const socketPath = typeof path === 'function' ? path() : path
+    if (socketPath) return socket.connect(socketPath)
+    const turn = attempts++ % Math.max(1, hosts.length)
+    const host = hosts[turn] ?? 'localhost'
+    const port = ports[turn] ?? 5432
+    // The driver reads the host from here for the name in a TLS certificate.
+    return Object.assign(socket.connect(port, host), { host, port })
+  }
+}
