@@ -4,6 +4,7 @@
  * The trap: `drizzle(client)` replaces that client's serializers. On `Database.sql`, the pool that drizzle shares,
  * - json, jsonb and times are passed as STRINGS (`${JSON.stringify(x)}::json`; `sql.json()` throws), and times come back as PostgreSQL's text;
  * - json columns still come back parsed: select `event::text` where the text is wanted.
+ * Arrays are passed and come back as text on both: `array_to_json` where they are read.
  * A client of `connect()` has the driver's own serializers. On both, int8 (`count(*)`, seqs) is a number: ours stay far below 2^53.
  */
 import { drizzle, type PostgresJsDatabase } from 'drizzle-orm/postgres-js'

@@ -20,11 +20,6 @@ function mediaType(contentType: string): string {
   return (contentType.split(';')[0] ?? '').trim().toLowerCase()
 }
 
-/** Whether a body is lines rather than one JSON value. */
-export function isNdjson(contentType: string | undefined): boolean {
-  return contentType !== undefined && NDJSON_TYPES.includes(mediaType(contentType))
-}
-
 /**
  * @param contentType the request's header; without one the body is taken as JSON.
  * @param formatParam the query's `format`; without one the media type decides.

@@ -10,8 +10,8 @@ test('int8 is a number, times and json are text on the way in, on the pool and o
   const extra = database.connect({ max: 1 })
   t.teardown(() => extra.end())
   for (const sql of [database.sql, extra]) {
-    t.same(await sql`select count(*) as n, ${9007199254740991}::int8 as most, array[1::int8, 2] as list from workspaces`, [
-      { n: 1, most: 9007199254740991, list: [1, 2] },
+    t.same(await sql`select count(*) as n, ${9007199254740991}::int8 as most, array[1::int8, 2]::text as list from workspaces`, [
+      { n: 1, most: 9007199254740991, list: '{1,2}' },
     ])
     const [settings] = await sql`select current_setting('application_name') as name, current_setting('statement_timeout') as timeout`
     t.same(settings, { name: 'runplane', timeout: '1min' })

@@ -3,7 +3,7 @@ import t from 'tap'
 import { RunplaneError } from '../../../src/errors.js'
 import { explain } from '../../../src/ingest/explain.js'
 import { splitJsonBody } from '../../../src/ingest/json-items.js'
-import { FORMATS, formatFor, isNdjson, normalizeItem } from '../../../src/ingest/normalize.js'
+import { FORMATS, formatFor, normalizeItem } from '../../../src/ingest/normalize.js'
 
 const context = { defaultSource: 'ci-key' }
 const limits = { maxEventBytes: 65_536, maxEvents: 100 }
@@ -23,9 +23,6 @@ t.test('the content type or ?format= names the format', async (t) => {
   t.equal(formatFor('Application/X-NDJSON', undefined).name, 'native')
   t.equal(formatFor('application/jsonl', 'macp').name, 'macp')
   t.equal(formatFor('application/json', 'jobs').name, 'jobs')
-  t.ok(isNdjson('application/ndjson; charset=utf-8'))
-  t.notOk(isNdjson('application/json'))
-  t.notOk(isNdjson(undefined))
 })
 
 t.test('an unknown format is 415 and lists the known ones', async (t) => {
