@@ -186,7 +186,7 @@ async function work(connection: Dedicated, requests: readonly AppendRequest[], h
     begun,
     tx<RunRow[]>`
       select key, id, workspace_id, last_seq, last_raw_seq, pg_current_xact_id()::text as xid
-      from runs where key = any(${pgArray([...hot.keys()])}::text::uuid[]) order by key for update`.execute(),
+      from runs where key = any(${pgArray([...hot.keys()])}::uuid[]) order by key for update`.execute(),
     findKnown(tx, requests),
     findProducers(tx, requests),
     findReceipts(tx, requests),

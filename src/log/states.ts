@@ -117,7 +117,7 @@ export async function loadSnapshots(sql: Queries, hot: Iterable<HotState>): Prom
   if (cold.length === 0) return
   const rows = await sql<{ run_key: string; version: number; state: string }[]>`
     select run_key, version, state::text as state from run_projections
-    where run_key = any(${pgArray(cold.map((one) => one.runKey))}::text::uuid[]) and schema_version = ${PROJECTION_SCHEMA_VERSION}`
+    where run_key = any(${pgArray(cold.map((one) => one.runKey))}::uuid[]) and schema_version = ${PROJECTION_SCHEMA_VERSION}`
   const byKey = new Map(rows.map((row) => [row.run_key, row]))
   for (const one of cold) {
     const row = byKey.get(one.runKey)
