@@ -119,9 +119,6 @@ export async function buildApp({
   )
   await app.register(docsRoutes())
 
-  app.addHook('preClose', async () => {
-    hub.close()
-  })
   app.addHook('onClose', async () => {
     await log.close()
     await snapshots.close()

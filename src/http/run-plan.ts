@@ -6,8 +6,6 @@ import { toUtc } from '../domain/time.js'
 import { type ProblemField, RunplaneError } from '../errors.js'
 import { harmless } from '../ingest/json-items.js'
 
-export type ErrorObject = ProblemField
-
 FormatRegistry.Set('date-time', (text) => toUtc(text) !== undefined)
 const createRun = TypeCompiler.Compile(CreateRun)
 const runDescriptor = TypeCompiler.Compile(RunDescriptor)

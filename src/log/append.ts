@@ -92,6 +92,11 @@ class ConnectionLost extends Error {
   readonly code = 'CONNECTION_CLOSED'
 }
 
+/** To be asked before anything is sent that may not run outside the transaction. */
+function assertHeld(connection: Dedicated): void {
+  if (connection.isLost()) throw new ConnectionLost('the connection was lost within the transaction')
+}
+
 /**
  * Stores a group of requests in one transaction. The caller holds the locks of `hot`, one for each run of the group, and the connection.
  * Outcomes are in the order of `requests`. Throws what the database throws: then nothing is stored, and the states are dropped.
@@ -117,7 +122,7 @@ export async function appendGroup(
     inTransaction = true
     const { result, works, rows, xid } = await work(connection, requests, hot)
     await insertRest(connection, rows)
-    if (connection.isLost()) throw new ConnectionLost('the connection was lost within the transaction')
+    assertHeld(connection)
     const [stored, ended] = await Promise.allSettled([insertEvents(tx, works, rows), options.probe ? tx`rollback`.execute() : tx`commit`.execute()])
     inTransaction = false
     const failure = stored.status === 'rejected' ? stored : ended.status === 'rejected' ? ended : undefined
@@ -178,7 +183,7 @@ async function work(connection: Dedicated, requests: readonly AppendRequest[], h
   let created = new Set<string>()
   if (creates.length > 0) {
     await begun
-    if (connection.isLost()) throw new ConnectionLost('the connection was lost within the transaction')
+    assertHeld(connection)
     created = await insertRuns(tx, creates)
   }
   // Reads only, which may be sent together with the BEGIN: where that is lost, so is what they are read for.
@@ -489,7 +494,7 @@ async function insertRest(connection: Dedicated, out: Rows): Promise<void> {
   const tx = connection.sql
   const producers = [...out.changedProducers].flatMap((key) => out.producers.get(key) ?? [])
   if (producers.length > 0) {
-    if (connection.isLost()) throw new ConnectionLost('the connection was lost within the transaction')
+    assertHeld(connection)
     await tx`
       insert into producers (run_key, producer_id, epoch, last_seq)
       select run_key, producer_id, epoch, last_seq from json_to_recordset(${JSON.stringify(producers)}::text::json)
@@ -497,7 +502,7 @@ async function insertRest(connection: Dedicated, out: Rows): Promise<void> {
       on conflict (run_key, producer_id) do update set epoch = excluded.epoch, last_seq = excluded.last_seq, updated_at = clock_timestamp()`
   }
   if (out.receipts.length > 0) {
-    if (connection.isLost()) throw new ConnectionLost('the connection was lost within the transaction')
+    assertHeld(connection)
     await tx`
       insert into append_receipts (run_key, request_key, body_hash, receipt)
       select run_key, request_key, decode(body_hash, 'hex'), receipt::json from json_to_recordset(${JSON.stringify(out.receipts)}::text::json)

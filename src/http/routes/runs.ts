@@ -10,7 +10,6 @@ import type { Lifecycle } from '../../runs/lifecycle.js'
 import { listRuns } from '../../runs/list.js'
 import { getRun, RunRecord } from '../../runs/record.js'
 import type { RunStates, StateAnswer } from '../../runs/state.js'
-import type { ErrorObject } from '../run-plan.js'
 import { checkRun, planRun } from '../run-plan.js'
 import { reference } from '../schemas/reference.js'
 import { ListRunsQuery, RunParams, StateQuery } from '../schemas/run.js'
@@ -83,7 +82,7 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
       },
     },
     async (request) => {
-      const errors: ErrorObject[] = checkRun(request.body)
+      const errors = checkRun(request.body)
       return { valid: errors.length === 0, errors, warnings: [] }
     },
   )

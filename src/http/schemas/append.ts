@@ -15,7 +15,6 @@ export const AppendHeaders = Type.Object({
   'producer-epoch': Type.Optional(wholeNumber),
   'producer-seq': Type.Optional(wholeNumber),
   prefer: Type.Optional(Type.String()),
-  'x-worker-id': Type.Optional(Type.String({ maxLength: 255 })),
 })
 export type AppendHeaders = Static<typeof AppendHeaders>
 
