@@ -13,6 +13,7 @@ export const ERROR_CATALOGUE = {
   METHOD_NOT_ALLOWED: { status: 405, title: 'Method not allowed' },
   REQUEST_TIMEOUT: { status: 408, title: 'The request took too long to arrive' },
   INVALID_STATE_TRANSITION: { status: 409, title: 'Not possible in this state' },
+  LEASE_LOST: { status: 409, title: 'The lease is lost' },
   IDEMPOTENCY_CONFLICT: { status: 409, title: 'Already used for something else' },
   PRODUCER_GAP: { status: 409, title: 'A producer sequence number is missing' },
   PRECONDITION_FAILED: { status: 412, title: 'The run has moved on' },

@@ -22,6 +22,12 @@ export const RunSource = Type.Object(
   closed,
 )
 
+/** Where a POST tells the worker that its run is to be cancelled. */
+export const CancelCallback = Type.Object(
+  { url: Type.String({ minLength: 1, maxLength: 4096 }), headers: Type.Optional(Type.Record(Type.String(), Type.String())) },
+  closed,
+)
+
 export const CreateRun = Type.Object(
   {
     id: Type.Optional(Type.String({ pattern: RUN_ID_PATTERN, description: 'chosen by the client; without one the service makes a UUIDv7' })),
@@ -37,6 +43,8 @@ export const CreateRun = Type.Object(
     session: Type.Optional(json),
     source: Type.Optional(RunSource),
     parentRunId: Type.Optional(Type.String({ pattern: RUN_ID_PATTERN })),
+    concurrencyKey: Type.Optional(name),
+    cancelCallback: Type.Optional(CancelCallback),
     maxAttempts: Type.Optional(Type.Integer({ minimum: 1, maximum: 1000 })),
     leaseMs: Type.Optional(Type.Integer({ minimum: 1000, maximum: 86_400_000 })),
   },

@@ -1,5 +1,6 @@
 /** What is asked of the log, and what it answers. */
 import type { DraftEvent } from '../domain/canonical-event.js'
+import type { Placement } from '../domain/placement.js'
 import type { RunStatus } from '../domain/run.js'
 import type { ErrorCode, RunplaneError } from '../errors.js'
 import type { Normalized, Rejected } from '../ingest/format.js'
@@ -10,6 +11,16 @@ export interface AppendItem {
   text: string
   format: string
   normalized: Normalized | Rejected
+}
+
+/** A run's placement as its row has it, under its lock. */
+export interface PlacedRun extends Placement {
+  /** The lease has not run out, by the database's clock. */
+  leaseActive: boolean
+  maxAttempts: number | null
+  leaseMs: number | null
+  /** The database's clock: what all instances agree on. RFC 3339. */
+  now: string
 }
 
 export interface ProducerHeaders {
@@ -30,6 +41,7 @@ export interface NewRun {
   available_at: string | null
   max_attempts: number | null
   lease_ms: number | null
+  concurrency_key: string | null
   parent_run_id: string | null
   input: string | null
   metadata: string | null
@@ -48,8 +60,15 @@ export interface AppendRequest {
   items: AppendItem[]
   /** Makes the run first. Where its id or its idempotency key is taken, the outcome is `taken` and nothing is stored. */
   create?: NewRun
-  /** Events of the control plane itself: decided under the run's lock, after `items`; may throw a RunplaneError to refuse. */
-  decide?: (state: FoldState) => DraftEvent[]
+  /**
+   * Events of the control plane itself: decided under the run's lock, on what the run is before `items`, and appended after them.
+   * May throw a RunplaneError to refuse the whole request, and may return nothing.
+   */
+  decide?: (state: FoldState, place: PlacedRun) => DraftEvent[]
+  /** The request is refused with LEASE_LOST unless this worker holds the run. */
+  workerId?: string
+  /** Where the run's source goes on, stored with the events that it brought; refused with LEASE_LOST unless `ownerId` still reads it. */
+  source?: { ownerId: string; cursor: string | null }
   /** The request is refused unless the run's head is this seq. */
   ifMatch?: number
   producer?: ProducerHeaders

@@ -10,11 +10,14 @@ import type { Queries, Sql } from '../db/client.js'
 import type { Dedicated } from '../db/dedicated.js'
 import { isConnectionError } from '../db/retry.js'
 import { type CanonicalEvent, type DraftEvent, EVENT_SCHEMA_VERSION } from '../domain/canonical-event.js'
+import { digestsOf } from '../domain/digest.js'
+import { type Placement, placementAfter } from '../domain/placement.js'
 import { isTerminal, type RunStatus } from '../domain/run.js'
 import { RunplaneError } from '../errors.js'
 import { subjectOf } from '../ingest/subject.js'
 import { type FoldState, foldEvent, summary } from '../projections/fold.js'
-import type { AppendItem, AppendOutcome, AppendReceipt, AppendRequest, ItemResult, NewRun } from './append-request.js'
+import { changesUsage, usageOf } from '../projections/usage.js'
+import type { AppendItem, AppendOutcome, AppendReceipt, AppendRequest, ItemResult, NewRun, PlacedRun } from './append-request.js'
 import type { CommittedBatch, CommittedEvent } from './committed.js'
 import { catchUp, type HotState, loadSnapshots, pgArray } from './states.js'
 
@@ -28,6 +31,10 @@ interface RunRow {
   last_seq: number
   last_raw_seq: number
   xid: string
+  /** There is a webhook endpoint, of whichever workspace. */
+  hooked: boolean
+  /** Only where a request of the group asks for it. */
+  place?: PlacedRun
 }
 
 interface StoredRaw {
@@ -69,6 +76,9 @@ interface RunWork {
   lastSeq: number
   lastRawSeq: number
   status: RunStatus
+  placement: Partial<Placement>
+  /** What the overview adds up may have changed. */
+  usageChanged: boolean
   committed: CommittedEvent[]
 }
 
@@ -78,6 +88,8 @@ interface Rows {
   producers: Map<string, ProducerRow>
   changedProducers: Set<string>
   receipts: ReceiptRow[]
+  /** Cursors of sources, by run. */
+  cursors: Map<string, { cursor: string | null }>
 }
 
 export interface GroupResult {
@@ -187,14 +199,17 @@ async function work(connection: Dedicated, requests: readonly AppendRequest[], h
     created = await insertRuns(tx, creates)
   }
   // Reads only, which may be sent together with the BEGIN: where that is lost, so is what they are read for.
-  const [, rows, known, producers, receipts] = await Promise.all([
+  const [, rows, known, producers, receipts, owners] = await Promise.all([
     begun,
     tx<RunRow[]>`
-      select key, id, workspace_id, last_seq, last_raw_seq, pg_current_xact_id()::text as xid
+      select key, id, workspace_id, last_seq, last_raw_seq, pg_current_xact_id()::text as xid,
+        (select exists (select from webhook_endpoints where enabled)) as hooked
+        ${requests.some(needsPlace) ? tx`, ${placeColumns(tx)} as place` : tx``}
       from runs where key = any(${pgArray([...hot.keys()])}::uuid[]) order by key for update`.execute(),
     findKnown(tx, requests),
     findProducers(tx, requests),
     findReceipts(tx, requests),
+    findOwners(tx, requests),
   ])
   const works = new Map<string, RunWork>()
   for (const row of rows) {
@@ -208,18 +223,20 @@ async function work(connection: Dedicated, requests: readonly AppendRequest[], h
       lastSeq: row.last_seq,
       lastRawSeq: row.last_raw_seq,
       status: state.folds.run.status,
+      placement: row.place ?? UNREAD,
+      usageChanged: false,
       committed: [],
     })
   }
 
-  const out: Rows = { raw: [], canonical: [], producers, changedProducers: new Set(), receipts: [] }
+  const out: Rows = { raw: [], canonical: [], producers, changedProducers: new Set(), receipts: [], cursors: new Map() }
   const outcomes = requests.map((request): AppendOutcome => {
     const run = works.get(request.runKey)
     if (request.create && !created.has(request.runKey)) return { kind: 'taken' }
     if (!run) return { kind: 'missing' }
     const mark = markOf(run, out)
     try {
-      return { kind: 'done', receipt: appendOne(request, run, known, receipts, out) }
+      return { kind: 'done', receipt: appendOne(request, run, known, receipts, owners, out) }
     } catch (error) {
       // A refusal comes before anything of its request is numbered; anything else spoils the state and ends the transaction.
       if (error instanceof RunplaneError && mark === markOf(run, out)) return { kind: 'refused', error }
@@ -249,7 +266,14 @@ function markOf(run: RunWork, out: Rows): number {
 }
 
 /** Works off one request: the checks that may refuse it, then its items, then the control plane's own events. */
-function appendOne(request: AppendRequest, run: RunWork, known: Map<string, KnownEvent>, receipts: Map<string, ReceiptRow>, out: Rows): AppendReceipt {
+function appendOne(
+  request: AppendRequest,
+  run: RunWork,
+  known: Map<string, KnownEvent>,
+  receipts: Map<string, ReceiptRow>,
+  owners: Map<string, string | null>,
+  out: Rows,
+): AppendReceipt {
   const repeat = findRepeat(request, run, receipts, out)
   if (repeat) return repeat
   if (request.ifMatch !== undefined && request.ifMatch !== run.lastSeq) {
@@ -258,13 +282,18 @@ function appendOne(request: AppendRequest, run: RunWork, known: Map<string, Know
       `The run's head is ${run.lastSeq}, not ${request.ifMatch}. Read what came after ${request.ifMatch}, then decide again.`,
     )
   }
+  if (request.workerId !== undefined) assertHolds(request.workerId, run)
+  if (request.source && owners.get(request.runKey) !== request.source.ownerId) {
+    throw new RunplaneError('LEASE_LOST', `Another instance reads the source of run '${run.row.id}' now.`)
+  }
   // Decided on the state before this request's own items: what refuses must refuse before anything is stored.
-  const decided = request.decide?.(run.state)
+  const decided = request.decide?.(run.state, placed(run))
   const results = request.items.map((item, index) => appendItem(request, item, index, run, known, out))
   if (decided)
     for (const draft of decided)
       appendEvent(request, draft, { kind: 'control-plane', name: CONTROL_PLANE, format: 'native', rawType: draft.type, rawSeq: 0 }, run, out)
   run.status = run.state.folds.run.status
+  if (request.source) out.cursors.set(request.runKey, request.source)
   const receipt: AppendReceipt = { results, headSeq: run.lastSeq, status: run.status }
   if (request.requestKey && (request.producer || results.some((result) => result.status !== 'rejected'))) {
     const row: ReceiptRow = {
@@ -283,6 +312,24 @@ function appendOne(request: AppendRequest, run: RunWork, known: Map<string, Know
     out.changedProducers.add(key)
   }
   return receipt
+}
+
+const needsPlace = (request: AppendRequest) => request.decide !== undefined || request.workerId !== undefined
+/** The placement of a run that no request of the group asks for: only its end can change it then, which needs to know nothing. */
+const UNREAD: Partial<Placement> = {}
+
+function placed(run: RunWork): PlacedRun {
+  if (!run.row.place) throw new Error('the placement was not read')
+  return { ...run.row.place, ...run.placement }
+}
+
+/** @throws LEASE_LOST, so that a worker that was given up on stops. */
+function assertHolds(workerId: string, run: RunWork): void {
+  const place = placed(run)
+  // Suspended with its holder: nobody else can have it.
+  if (place.workerId === workerId && (place.leaseActive || run.status === 'suspended')) return
+  const holder = place.workerId === null ? 'Nobody holds it now' : place.workerId === workerId ? 'The lease has run out' : 'Another worker holds it now'
+  throw new RunplaneError('LEASE_LOST', `Worker '${workerId}' does not hold run '${run.row.id}'. ${holder}: stop working on it, and claim again.`)
 }
 
 /** The answer to a request that was answered before; undefined for a new one. Throws where it may not be taken at all. */
@@ -377,9 +424,14 @@ function appendEvent(request: AppendRequest, draft: DraftEvent, source: Canonica
   } as CanonicalEvent
   const json = JSON.stringify(event)
   foldEvent(state, event)
+  run.placement = placementAfter(run.placement, event, state.folds.run.status)
+  run.usageChanged ||= changesUsage(draft.type)
+  const { shape, content } = digestsOf(event)
   const subjectText = `${subject.kind}/${subject.id}`
   run.committed.push({ seq, type: draft.type, subject: subjectText, json })
-  out.canonical.push(`{"k":"${request.runKey}","n":${seq},"t":"${event.ts}","y":"${draft.type}","u":${JSON.stringify(subjectText)},"e":${json}}`)
+  out.canonical.push(
+    `{"k":"${request.runKey}","n":${seq},"t":"${event.ts}","y":"${draft.type}","u":${JSON.stringify(subjectText)},"h":${shape},"d":${content},"e":${json}}`,
+  )
   return seq
 }
 
@@ -401,12 +453,12 @@ async function insertRuns(tx: Queries, creates: NewRun[]): Promise<Set<string>> 
   if (creates.length === 0) return new Set()
   const sorted = [...creates].sort((left, right) => (left.id < right.id ? -1 : 1))
   const rows = await tx<{ key: string }[]>`
-    insert into runs (key, workspace_id, id, name, kind, queue, priority, available_at, max_attempts, lease_ms, parent_run_id,
+    insert into runs (key, workspace_id, id, name, kind, queue, priority, available_at, max_attempts, lease_ms, concurrency_key, parent_run_id,
       input, metadata, tags, descriptor, request_hash, idempotency_key, status, created_at, updated_at)
-    select key, workspace_id, id, name, kind, queue, priority, available_at, max_attempts, lease_ms, parent_run_id,
+    select key, workspace_id, id, name, kind, queue, priority, available_at, max_attempts, lease_ms, concurrency_key, parent_run_id,
       input::json, metadata::json, tags, descriptor::json, decode(request_hash, 'hex'), idempotency_key, 'queued', created_at, created_at
     from json_to_recordset(${JSON.stringify(sorted)}::text::json) as r(key uuid, workspace_id uuid, id text, name text, kind text, queue text,
-      priority int, available_at timestamptz, max_attempts int, lease_ms int, parent_run_id text, input text, metadata text, tags text[],
+      priority int, available_at timestamptz, max_attempts int, lease_ms int, concurrency_key text, parent_run_id text, input text, metadata text, tags text[],
       descriptor text, request_hash text, idempotency_key text, created_at timestamptz)
     on conflict do nothing returning key`
   return new Set(rows.map((row) => row.key))
@@ -444,6 +496,15 @@ async function findProducers(tx: Queries, requests: readonly AppendRequest[]): P
   return new Map(rows.map((row) => [`${row.run_key} ${row.producer_id}`, row]))
 }
 
+/** Who reads the sources whose events these are, locked until the commit. */
+async function findOwners(tx: Queries, requests: readonly AppendRequest[]): Promise<Map<string, string | null>> {
+  const keys = requests.flatMap(({ runKey, source }) => (source ? [runKey] : []))
+  if (keys.length === 0) return new Map()
+  const rows = await tx<{ run_key: string; owner_id: string | null }[]>`
+    select run_key, owner_id from run_sources where run_key = any(${pgArray(keys)}::uuid[]) order by run_key for update`.execute()
+  return new Map(rows.map((row) => [row.run_key, row.owner_id]))
+}
+
 async function findReceipts(tx: Queries, requests: readonly AppendRequest[]): Promise<Map<string, ReceiptRow>> {
   const wanted = requests.flatMap(({ runKey, requestKey }) => (requestKey ? [{ k: runKey, r: requestKey.key }] : []))
   if (wanted.length === 0) return new Map()
@@ -453,41 +514,90 @@ async function findReceipts(tx: Queries, requests: readonly AppendRequest[]): Pr
   return new Map(rows.map((row) => [`${row.run_key} ${row.request_key}`, row]))
 }
 
+/** The placement in a row of `runs`, as one JSON object: the driver parses one column instead of many. Times are those of `Date.toISOString`. */
+function placeColumns(tx: Queries) {
+  const utc = (column: string) => tx`to_char(${tx(column)} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`
+  return tx`json_build_object('queue', queue, 'priority', priority, 'availableAt', ${utc('available_at')}, 'workerId', worker_id,
+    'leaseExpiresAt', ${utc('lease_expires_at')}, 'leaseRemainingMs', lease_remaining_ms, 'ttlExpiresAt', ${utc('ttl_expires_at')},
+    'ttlRemainingMs', ttl_remaining_ms, 'cancelRequestedAt', ${utc('cancel_requested_at')}, 'maxAttempts', max_attempts, 'leaseMs', lease_ms,
+    'leaseActive', coalesce(lease_expires_at > clock_timestamp(), false),
+    'now', to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))`
+}
+
 /** Both event tables and the runs in one statement, sent before this returns. */
 async function insertEvents(tx: Queries, works: Map<string, RunWork>, out: Rows): Promise<void> {
   const changed = [...works.values()].filter((run) => run.committed.length > 0 || run.lastRawSeq > run.row.last_raw_seq)
-  if (changed.length > 0) {
-    const updates = changed.map((run) => {
-      const { status, progress, attempt, error, startedAt, endedAt } = summary(run.state)
-      return {
-        k: run.row.key,
-        n: run.lastSeq,
-        r: run.lastRawSeq,
-        s: status,
-        p: progress,
-        a: attempt,
-        e: error === undefined || error === null ? null : JSON.stringify(error),
-        st: startedAt ?? null,
-        en: endedAt ?? null,
-      }
-    })
-    await tx`
+  if (changed.length === 0) return
+  const updates = changed.map((run) => {
+    const { status, progress, attempt, error, startedAt, endedAt } = summary(run.state)
+    return {
+      k: run.row.key,
+      n: run.lastSeq,
+      r: run.lastRawSeq,
+      s: status,
+      p: progress,
+      a: attempt,
+      e: error === undefined || error === null ? null : JSON.stringify(error),
+      st: startedAt ?? null,
+      en: endedAt ?? null,
+      ...(isMoved(run) && { place: run.placement }),
+      ...(run.usageChanged && { usage: usageOf(run.state.folds) }),
+    }
+  })
+  // Most groups move no run: then the statement does without.
+  const moved = changed.some(isMoved)
+  const used = changed.some((run) => run.usageChanged)
+  const hooked = changed.some((run) => run.row.hooked)
+  await tx`
       with raw as (
         insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
         select k, n, at, f, c, fmt, rt, s, i, b from json_to_recordset(${`[${out.raw.join(',')}]`}::text::json)
           as r(k uuid, n bigint, at timestamptz, f bigint, c smallint, fmt text, rt text, s text, i text, b text)
+      ), events as (
+        select * from json_to_recordset(${`[${out.canonical.join(',')}]`}::text::json)
+          as r(k uuid, n bigint, t timestamptz, y text, u text, h bigint, d bigint, e json)
       ), canonical as (
-        insert into run_events_canonical (run_key, seq, ts, type, subject, event)
-        select k, n, t, y, u, e from json_to_recordset(${`[${out.canonical.join(',')}]`}::text::json)
-          as r(k uuid, n bigint, t timestamptz, y text, u text, e json)
-      )
+        insert into run_events_canonical (run_key, seq, ts, type, subject, shape, content, event) select k, n, t, y, u, h, d, e from events
+      ) ${hooked ? outbox(tx) : tx``}
       update runs set last_seq = u.n, last_raw_seq = u.r, status = u.s, progress = u.p, attempt = u.a, error = u.e::json,
         started_at = u.st, ended_at = u.en, updated_at = greatest(clock_timestamp(), runs.updated_at)
+        ${moved ? placementUpdate(tx) : tx``} ${used ? usageUpdate(tx) : tx``}
       from json_to_recordset(${JSON.stringify(updates)}::text::json)
-        as u(k uuid, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz)
+        as u(k uuid, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, place json, usage json)
       where runs.key = u.k`.execute()
-  }
 }
+
+const isMoved = (run: RunWork) => run.placement !== (run.row.place ?? UNREAD)
+
+/** Sets what the placement names, and leaves the rest. */
+const placementUpdate = (tx: Queries) => tx`,
+  reserved_until = case when u.place is null then runs.reserved_until end,
+  queue = case when u.place->'queue' is null then runs.queue else u.place->>'queue' end,
+  priority = case when u.place->'priority' is null then runs.priority else (u.place->>'priority')::int end,
+  available_at = case when u.place->'availableAt' is null then runs.available_at else (u.place->>'availableAt')::timestamptz end,
+  worker_id = case when u.place->'workerId' is null then runs.worker_id else u.place->>'workerId' end,
+  lease_expires_at = case when u.place->'leaseExpiresAt' is null then runs.lease_expires_at else (u.place->>'leaseExpiresAt')::timestamptz end,
+  lease_remaining_ms = case when u.place->'leaseRemainingMs' is null then runs.lease_remaining_ms else (u.place->>'leaseRemainingMs')::bigint end,
+  ttl_expires_at = case when u.place->'ttlExpiresAt' is null then runs.ttl_expires_at else (u.place->>'ttlExpiresAt')::timestamptz end,
+  ttl_remaining_ms = case when u.place->'ttlRemainingMs' is null then runs.ttl_remaining_ms else (u.place->>'ttlRemainingMs')::bigint end,
+  cancel_requested_at = case when u.place->'cancelRequestedAt' is null then runs.cancel_requested_at else (u.place->>'cancelRequestedAt')::timestamptz end`
+
+const usageUpdate = (tx: Queries) => tx`,
+  input_tokens = case when u.usage is null then runs.input_tokens else least((u.usage->>'inputTokens')::numeric, 9007199254740991)::bigint end,
+  output_tokens = case when u.usage is null then runs.output_tokens else least((u.usage->>'outputTokens')::numeric, 9007199254740991)::bigint end,
+  cost_usd = case when u.usage is null then runs.cost_usd else (u.usage->>'costUsd')::float8 end,
+  llm_calls = case when u.usage is null then runs.llm_calls else (u.usage->>'llmCalls')::int end,
+  tool_calls = case when u.usage is null then runs.tool_calls else (u.usage->>'toolCalls')::int end,
+  error_count = case when u.usage is null then runs.error_count else (u.usage->>'errorCount')::int end,
+  model_usage = case when u.usage is null then runs.model_usage else u.usage->'models' end`
+
+/** A delivery for each enabled endpoint of the workspace that wants the type, in the transaction of its event. */
+const outbox = (tx: Queries) => tx`, outbox as (
+  insert into webhook_deliveries (id, endpoint_id, workspace_id, run_key, run_id, seq, type, status, next_at, created_at)
+  select gen_random_uuid(), w.id, w.workspace_id, e.k, r.id, e.n, e.y, 'pending', clock_timestamp(), clock_timestamp()
+  from events e join runs r on r.key = e.k join webhook_endpoints w on w.workspace_id = r.workspace_id and w.enabled
+  where exists (select from unnest(w.types) p where p = '*' or p = e.y or (right(p, 2) = '.*' and starts_with(e.y, left(p, -1))))
+)`
 
 /** What few requests have. Each statement is sent only while the transaction is known to be there. */
 async function insertRest(connection: Dedicated, out: Rows): Promise<void> {
@@ -501,6 +611,7 @@ async function insertRest(connection: Dedicated, out: Rows): Promise<void> {
         as p(run_key uuid, producer_id text, epoch bigint, last_seq bigint)
       on conflict (run_key, producer_id) do update set epoch = excluded.epoch, last_seq = excluded.last_seq, updated_at = clock_timestamp()`
   }
+  if (out.cursors.size > 0) await storeCursors(connection, out)
   if (out.receipts.length > 0) {
     assertHeld(connection)
     await tx`
@@ -508,4 +619,13 @@ async function insertRest(connection: Dedicated, out: Rows): Promise<void> {
       select run_key, request_key, decode(body_hash, 'hex'), receipt::json from json_to_recordset(${JSON.stringify(out.receipts)}::text::json)
         as a(run_key uuid, request_key text, body_hash text, receipt text)`
   }
+}
+
+/** Events came, so what failed before is over. */
+async function storeCursors(connection: Dedicated, out: Rows): Promise<void> {
+  assertHeld(connection)
+  const rows = [...out.cursors].map(([key, { cursor }]) => ({ key, cursor }))
+  await connection.sql`
+    update run_sources s set cursor = c.cursor, failures = 0, error = null
+    from json_to_recordset(${JSON.stringify(rows)}::text::json) as c(key uuid, cursor text) where s.run_key = c.key`
 }

@@ -1,11 +1,17 @@
 /** Migrations, on the embedded database and, where TEST_DATABASE_URL is set, on a server. */
+import { getTableName, is } from 'drizzle-orm'
+import { PgTable } from 'drizzle-orm/pg-core'
 import { test } from 'tap'
 import type { Database } from '../../src/db/client.js'
 import { DatabaseNewerError, migrate, migrationsCurrent } from '../../src/db/migrate.js'
+import * as schema from '../../src/db/schema.js'
 import { DEFAULT_WORKSPACE_ID } from '../../src/domain/ids.js'
 import { serverUrl, testDatabase } from '../support/database.js'
 
-const TABLES = ['api_keys', 'append_receipts', 'producers', 'run_events_canonical', 'run_events_raw', 'run_projections', 'runs', 'workspaces']
+const TABLES = Object.values(schema)
+  .filter((table) => is(table, PgTable))
+  .map(getTableName)
+  .sort()
 
 async function tables(database: Database): Promise<string[]> {
   const rows = await database.sql<{ name: string }[]>`select table_name as name from information_schema.tables where table_schema = 'public' order by 1`

@@ -19,11 +19,14 @@ const ALLOWED: Record<string, string[]> = {
   access: ['domain', 'errors.ts', 'config.ts', 'db'],
   tail: ['domain', 'errors.ts', 'config.ts', 'ingest', 'projections', 'db', 'ops', 'log'],
   runs: ['domain', 'errors.ts', 'config.ts', 'ingest', 'projections', 'db', 'ops', 'log'],
-  http: ['domain', 'errors.ts', 'config.ts', 'ingest', 'projections', 'db', 'ops', 'log', 'access', 'tail', 'runs'],
-  'app.ts': ['domain', 'errors.ts', 'config.ts', 'ingest', 'projections', 'db', 'ops', 'log', 'access', 'tail', 'runs', 'http'],
+  insight: ['domain', 'errors.ts', 'config.ts', 'ingest', 'projections', 'db', 'ops', 'log', 'runs', 'tail'],
+  webhooks: ['domain', 'errors.ts', 'config.ts', 'ingest', 'projections', 'db', 'ops', 'log'],
+  http: ['domain', 'errors.ts', 'config.ts', 'ingest', 'projections', 'db', 'ops', 'log', 'access', 'tail', 'runs', 'insight', 'webhooks'],
+  'app.ts': ['domain', 'errors.ts', 'config.ts', 'ingest', 'projections', 'db', 'ops', 'log', 'access', 'tail', 'runs', 'insight', 'webhooks', 'http'],
   'main.ts': ['app.ts', 'config.ts', 'errors.ts', 'db', 'ops', 'access'],
-  // `keys` works on the database: without a key there may be no service to ask. Of projections, the types of what a service answers.
-  cli: ['main.ts', 'config.ts', 'errors.ts', 'domain', 'projections', 'db', 'access', 'ops', 'http'],
+  // `keys` works on the database: without a key there may be no service to ask. `verify` and `compare` of bundles need no service.
+  // Of projections, the types of what a service answers.
+  cli: ['main.ts', 'config.ts', 'errors.ts', 'domain', 'projections', 'db', 'access', 'ops', 'http', 'insight'],
 }
 const PURE = ['domain', 'ingest', 'projections']
 /** Of Node, what computes; of npm, what describes. */

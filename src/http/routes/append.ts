@@ -76,6 +76,7 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
           items: appendItems,
           ...(slice === 0 && headers['if-match'] !== undefined && { ifMatch: Number(headers['if-match'].slice(1, -1)) }),
           ...(producer && { producer }),
+          ...(headers['x-worker-id'] !== undefined && { workerId: headers['x-worker-id'] }),
           ...(base && { requestKey: { key: `${base}:${slice}`, hash: hash() } }),
         })
         slice++

@@ -15,6 +15,9 @@ export const AppendHeaders = Type.Object({
   'producer-epoch': Type.Optional(wholeNumber),
   'producer-seq': Type.Optional(wholeNumber),
   prefer: Type.Optional(Type.String()),
+  'x-worker-id': Type.Optional(
+    Type.String({ minLength: 1, maxLength: 256, description: 'the worker that claimed the run: refused with 409 once its lease is lost' }),
+  ),
 })
 export type AppendHeaders = Static<typeof AppendHeaders>
 

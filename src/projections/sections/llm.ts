@@ -262,14 +262,18 @@ export const llm = defineSection({
       completionTokens: all.outputTokens,
       estimatedCostUsd: all.costUsd,
     }
-    const used = [...state.models].filter(([, { calls, sums }]) => calls > 0 || sums.some((sum) => sum > 0))
-    const byModel = used.map(([model, { calls, failed, sums }]) => ({ model, calls, failed, ...totalsOf(sums) }))
-    return { calls, totals, byModel, dropped, truncated }
+    return { calls, totals, byModel: usageByModel(state), dropped, truncated }
   },
 })
 
+/** What each model was used, in the order of their first use. */
+export function usageByModel(state: Readonly<LlmFold>) {
+  const used = [...state.models].filter(([, { calls, sums }]) => calls > 0 || sums.some((sum) => sum > 0))
+  return used.map(([model, { calls, failed, sums }]) => ({ model, calls, failed, ...totalsOf(sums) }))
+}
+
 /** Of each count the largest of the three levels; costs to a billionth, since sums of fractions drift. */
-function totalsOf(sums: readonly number[]) {
+export function totalsOf(sums: readonly number[]) {
   const largest = (name: CountName): number => {
     const index = COUNTS.indexOf(name)
     return Math.max(0, ...Object.values(LEVEL_OFFSET).map((offset) => sums[offset + index] ?? 0))

@@ -1,0 +1,77 @@
+/**
+ * Where a run stands for the control plane: its place in a queue, who holds it and until when, what is left of its time.
+ *
+ * Folded from the log as the status is, so that the log tells who held a run when; but a heartbeat, which is no event, moves
+ * `leaseExpiresAt` on. Pure: times come from the events.
+ */
+import type { CanonicalEvent } from './canonical-event.js'
+import { isTerminal, type RunStatus } from './run.js'
+
+export interface Placement {
+  queue: string | null
+  priority: number
+  /** RFC 3339, as all times here. A queued run is not handed out before. */
+  availableAt: string | null
+  workerId: string | null
+  /** Null while nobody holds the run, and while it is suspended. */
+  leaseExpiresAt: string | null
+  leaseRemainingMs: number | null
+  ttlExpiresAt: string | null
+  ttlRemainingMs: number | null
+  cancelRequestedAt: string | null
+}
+
+const FREE = { workerId: null, leaseExpiresAt: null, leaseRemainingMs: null }
+const text = (value: unknown): string | null => (typeof value === 'string' ? value : null)
+const count = (value: unknown): number | null => (typeof value === 'number' ? value : null)
+
+/**
+ * The placement after an event. Only the control plane's own events move a run, but its end, whoever tells it, frees it.
+ * @param status the run's status after the event
+ * @returns the same object where nothing changed
+ */
+export function placementAfter(placement: Partial<Placement>, event: CanonicalEvent, status: RunStatus): Partial<Placement> {
+  if (isTerminal(status)) {
+    if (event.late === true) return placement
+    return { ...placement, ...FREE, ttlExpiresAt: null, ttlRemainingMs: null, cancelRequestedAt: null }
+  }
+  if (event.source.kind !== 'control-plane') return placement
+  const data: Readonly<Record<string, unknown>> = event.data
+  switch (event.type) {
+    case 'run.queued':
+      return { ...placement, queue: text(data.queue), priority: count(data.priority) ?? 0, availableAt: text(data.availableAt) }
+    case 'run.claimed':
+      return { ...placement, workerId: text(data.workerId), leaseExpiresAt: text(data.leaseExpiresAt), leaseRemainingMs: null }
+    case 'run.released':
+      return { ...placement, ...FREE, availableAt: text(data.availableAt) }
+    case 'run.retry_scheduled':
+      return {
+        ...placement,
+        ...FREE,
+        availableAt: new Date(Date.parse(event.ts) + (count(data.delayMs) ?? 0)).toISOString(),
+        ttlExpiresAt: text(data.ttlExpiresAt),
+        ttlRemainingMs: null,
+        cancelRequestedAt: null,
+      }
+    case 'run.suspended':
+      return {
+        ...placement,
+        leaseExpiresAt: null,
+        leaseRemainingMs: count(data.leaseRemainingMs),
+        ttlExpiresAt: null,
+        ttlRemainingMs: count(data.ttlRemainingMs),
+      }
+    case 'run.resumed':
+      return {
+        ...placement,
+        leaseExpiresAt: text(data.leaseExpiresAt),
+        leaseRemainingMs: null,
+        ttlExpiresAt: text(data.ttlExpiresAt),
+        ttlRemainingMs: null,
+      }
+    case 'run.cancel_requested':
+      return { ...placement, cancelRequestedAt: placement.cancelRequestedAt ?? event.ts }
+    default:
+      return placement
+  }
+}
