@@ -36,6 +36,7 @@ import { createRunKeys } from './log/run-keys.js'
 import { createStates } from './log/states.js'
 import { createWake } from './log/wake.js'
 import { createMetrics } from './ops/metrics.js'
+import { createOutbound } from './ops/outbound.js'
 import { createLifecycle } from './runs/lifecycle.js'
 import { type Snapshots, startSnapshots } from './runs/snapshots.js'
 import { createRunStates } from './runs/state.js'
@@ -83,6 +84,7 @@ export async function buildApp({
       metrics.commitSeconds.observe(durationMs / 1000)
     },
   })
+  const outbound = createOutbound({ allowPrivate: config.OUTBOUND_ALLOW_PRIVATE })
   const lifecycle = createLifecycle({ sql, log })
   const runStates = createRunStates({ sql, states })
 
@@ -123,6 +125,7 @@ export async function buildApp({
     await log.close()
     await snapshots.close()
     await wake.close()
+    await outbound.close()
   })
   await wake.start(hub)
   return app
