@@ -51,6 +51,9 @@ export const ConfigSchema = Type.Object({
   STATE_CACHE_RUNS: integer(1, 100_000, 500, 'runs whose state is held in memory'),
   SNAPSHOT_EVERY_EVENTS: integer(1, 1_000_000, 1000, 'events after which the state of a run is written to the database'),
   OUTBOUND_ALLOW_PRIVATE: Type.Boolean({ default: false, description: 'true: sources, callbacks and webhooks may be at loopback and private addresses' }),
+  MODEL_PRICES_FILE: Type.Optional(
+    Type.String({ minLength: 1, description: 'a JSON file with the prices of models, in place of the built-in table (docs/METRICS.md)' }),
+  ),
   SHUTDOWN_GRACE_MS: integer(0, 600_000, 10_000, 'milliseconds that a shutdown may take'),
   CORS_ORIGINS: Type.Optional(
     Type.String({
