@@ -102,6 +102,8 @@ export const runs = pgTable(
     leaseExpiresAt: time('lease_expires_at'),
     /** What was left of the lease when the run was suspended. */
     leaseRemainingMs: counter('lease_remaining_ms'),
+    /** How long a heartbeat of the holder makes the lease, as its claim asked for; `leaseMs` is the run's own wish. */
+    leaseLengthMs: integer('lease_length_ms'),
     reservedUntil: time('reserved_until'),
     ttlExpiresAt: time('ttl_expires_at'),
     ttlRemainingMs: counter('ttl_remaining_ms'),
@@ -111,12 +113,20 @@ export const runs = pgTable(
     uniqueIndex('runs_workspace_id').on(table.workspaceId, table.id),
     uniqueIndex('runs_idempotency_key').on(table.workspaceId, table.idempotencyKey).where(sql`idempotency_key is not null`),
     index('runs_created').on(table.workspaceId, table.createdAt, table.key),
-    // A key is time-ordered: of the same priority, the oldest run comes first.
-    index('runs_waiting').on(table.workspaceId, table.queue, table.priority.desc(), table.key).where(sql`status = 'queued' and queue is not null`),
+    // What can be claimed, and nothing else: a claim reads no more entries than it takes. A key is time-ordered: of the same priority, the
+    // oldest run comes first.
+    index('runs_waiting')
+      .on(table.workspaceId, table.queue, table.priority.desc(), table.key)
+      .where(sql`status = 'queued' and queue is not null and available_at is null and reserved_until is null`),
+    // What waits for its time; runs/queue.ts moves it to the others when it comes.
+    index('runs_delayed').on(table.availableAt).where(sql`status = 'queued' and queue is not null and available_at is not null`),
+    // What takes a place of its queue.
+    index('runs_held').on(table.workspaceId, table.queue, table.reservedUntil).where(sql`worker_id is not null or reserved_until is not null`),
     index('runs_leased').on(table.leaseExpiresAt).where(sql`lease_expires_at is not null`),
     index('runs_ttl').on(table.ttlExpiresAt).where(sql`ttl_expires_at is not null`),
     index('runs_cancelling').on(table.cancelRequestedAt).where(sql`cancel_requested_at is not null`),
-    index('runs_binding').on(table.updatedAt).where(sql`status in ('starting', 'binding_session')`),
+    // Not on `updated_at`: an index that has it, even a partial one, makes every update of every run write to all indexes (no HOT update).
+    index('runs_binding').on(table.key).where(sql`status in ('starting', 'binding_session')`),
   ],
 )
 
