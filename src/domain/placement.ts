@@ -10,20 +10,24 @@ import { isTerminal, type RunStatus } from './run.js'
 export interface Placement {
   queue: string | null
   priority: number
-  /** RFC 3339, as all times here. A queued run is not handed out before. */
+  /** RFC 3339, as all times here. A queued run is not handed out before; null: at once, or since its time has come. */
   availableAt: string | null
   workerId: string | null
   /** Null while nobody holds the run, and while it is suspended. */
   leaseExpiresAt: string | null
   leaseRemainingMs: number | null
+  /** How long a heartbeat makes the lease unless it says otherwise: what the claim asked for. */
+  leaseLengthMs: number | null
   ttlExpiresAt: string | null
   ttlRemainingMs: number | null
   cancelRequestedAt: string | null
 }
 
-const FREE = { workerId: null, leaseExpiresAt: null, leaseRemainingMs: null }
+const FREE = { workerId: null, leaseExpiresAt: null, leaseRemainingMs: null, leaseLengthMs: null }
 const text = (value: unknown): string | null => (typeof value === 'string' ? value : null)
 const count = (value: unknown): number | null => (typeof value === 'number' ? value : null)
+/** A time that lies ahead of the event; one that has passed is none. */
+const later = (value: unknown, ts: string): string | null => (typeof value === 'string' && Date.parse(value) > Date.parse(ts) ? value : null)
 
 /**
  * The placement after an event. Only the control plane's own events move a run, but its end, whoever tells it, frees it.
@@ -39,16 +43,23 @@ export function placementAfter(placement: Partial<Placement>, event: CanonicalEv
   const data: Readonly<Record<string, unknown>> = event.data
   switch (event.type) {
     case 'run.queued':
-      return { ...placement, queue: text(data.queue), priority: count(data.priority) ?? 0, availableAt: text(data.availableAt) }
+      return { ...placement, queue: text(data.queue), priority: count(data.priority) ?? 0, availableAt: later(data.availableAt, event.ts) }
     case 'run.claimed':
-      return { ...placement, workerId: text(data.workerId), leaseExpiresAt: text(data.leaseExpiresAt), leaseRemainingMs: null }
+      return {
+        ...placement,
+        workerId: text(data.workerId),
+        leaseExpiresAt: text(data.leaseExpiresAt),
+        leaseRemainingMs: null,
+        leaseLengthMs: count(data.leaseMs),
+        availableAt: null,
+      }
     case 'run.released':
-      return { ...placement, ...FREE, availableAt: text(data.availableAt) }
+      return { ...placement, ...FREE, availableAt: later(data.availableAt, event.ts) }
     case 'run.retry_scheduled':
       return {
         ...placement,
         ...FREE,
-        availableAt: new Date(Date.parse(event.ts) + (count(data.delayMs) ?? 0)).toISOString(),
+        availableAt: later(data.availableAt ?? new Date(Date.parse(event.ts) + (count(data.delayMs) ?? 0)).toISOString(), event.ts),
         ttlExpiresAt: text(data.ttlExpiresAt),
         ttlRemainingMs: null,
         cancelRequestedAt: null,

@@ -17,6 +17,8 @@ export interface AppendItem {
 export interface PlacedRun extends Placement {
   /** The lease has not run out, by the database's clock. */
   leaseActive: boolean
+  /** A claim is under way, which names this time; it takes a place of the queue until it is done or undone. */
+  reservedUntil: string | null
   maxAttempts: number | null
   leaseMs: number | null
   /** The database's clock: what all instances agree on. RFC 3339. */

@@ -518,7 +518,8 @@ async function findReceipts(tx: Queries, requests: readonly AppendRequest[]): Pr
 function placeColumns(tx: Queries) {
   const utc = (column: string) => tx`to_char(${tx(column)} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`
   return tx`json_build_object('queue', queue, 'priority', priority, 'availableAt', ${utc('available_at')}, 'workerId', worker_id,
-    'leaseExpiresAt', ${utc('lease_expires_at')}, 'leaseRemainingMs', lease_remaining_ms, 'ttlExpiresAt', ${utc('ttl_expires_at')},
+    'leaseExpiresAt', ${utc('lease_expires_at')}, 'leaseRemainingMs', lease_remaining_ms, 'leaseLengthMs', lease_length_ms,
+    'reservedUntil', ${utc('reserved_until')}, 'ttlExpiresAt', ${utc('ttl_expires_at')},
     'ttlRemainingMs', ttl_remaining_ms, 'cancelRequestedAt', ${utc('cancel_requested_at')}, 'maxAttempts', max_attempts, 'leaseMs', lease_ms,
     'leaseActive', coalesce(lease_expires_at > clock_timestamp(), false),
     'now', to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))`
@@ -578,6 +579,7 @@ const placementUpdate = (tx: Queries) => tx`,
   worker_id = case when u.place->'workerId' is null then runs.worker_id else u.place->>'workerId' end,
   lease_expires_at = case when u.place->'leaseExpiresAt' is null then runs.lease_expires_at else (u.place->>'leaseExpiresAt')::timestamptz end,
   lease_remaining_ms = case when u.place->'leaseRemainingMs' is null then runs.lease_remaining_ms else (u.place->>'leaseRemainingMs')::bigint end,
+  lease_length_ms = case when u.place->'leaseLengthMs' is null then runs.lease_length_ms else (u.place->>'leaseLengthMs')::int end,
   ttl_expires_at = case when u.place->'ttlExpiresAt' is null then runs.ttl_expires_at else (u.place->>'ttlExpiresAt')::timestamptz end,
   ttl_remaining_ms = case when u.place->'ttlRemainingMs' is null then runs.ttl_remaining_ms else (u.place->>'ttlRemainingMs')::bigint end,
   cancel_requested_at = case when u.place->'cancelRequestedAt' is null then runs.cancel_requested_at else (u.place->>'cancelRequestedAt')::timestamptz end`
