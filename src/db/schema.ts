@@ -273,6 +273,8 @@ export const webhookEndpoints = pgTable(
     /** The current secret first; those before it sign as well until they expire. */
     secrets: json('secrets').notNull(),
     enabled: boolean('enabled').notNull().default(true),
+    /** Why the service disabled it, where it did. */
+    disabledReason: text('disabled_reason'),
     createdAt: time('created_at').notNull().defaultNow(),
     updatedAt: time('updated_at').notNull().defaultNow(),
   },
@@ -298,6 +300,8 @@ export const webhookDeliveries = pgTable(
     lastError: text('last_error'),
     lastAnswer: text('last_answer'),
     createdAt: time('created_at').notNull(),
+    /** Where it is sent again by hand: until when it is retried. Null: counted from its creation. */
+    expiresAt: time('expires_at'),
     endedAt: time('ended_at'),
   },
   (table) => [
