@@ -10,6 +10,20 @@ import { Socket } from 'node:net'
 
 class SteadySocket extends Socket {
   #closing = false
+  #gathering = false
+
+  /** What is written within one turn goes out as one: each system call, and the backend that it wakes, costs some 100 µs on a small machine. */
+  override write(chunk: Uint8Array | string, ...rest: unknown[]): boolean {
+    if (!this.#gathering) {
+      this.#gathering = true
+      this.cork()
+      process.nextTick(() => {
+        this.#gathering = false
+        this.uncork()
+      })
+    }
+    return Reflect.apply(super.write, this, [chunk, ...rest])
+  }
 
   override emit(event: string | symbol, ...values: unknown[]): boolean {
     // The driver lets go of a socket before its last error has come.

@@ -1,0 +1,220 @@
+/** The statements of an append: what it needs to know, and what it stores, each for a whole group at once. */
+import type { Queries } from '../db/client.js'
+import type { Dedicated } from '../db/dedicated.js'
+import { summary } from '../projections/fold.js'
+import { usageOf } from '../projections/usage.js'
+import type { AppendRequest, NewRun } from './append-request.js'
+import { type KnownEvent, knownKey, needsPlace, type ProducerRow, type ReceiptRow, type Rows, type RunRow, type RunWork, UNREAD } from './append-work.js'
+import { pgArray } from './states.js'
+
+interface StoredRaw {
+  run_key: string
+  source: string
+  event_id: string
+  raw_seq: number
+  first_seq: number
+  seq_count: number
+  body: string
+}
+
+/** The connection was lost before the COMMIT was sent: nothing is stored. */
+export class ConnectionLost extends Error {
+  readonly code = 'CONNECTION_CLOSED'
+}
+
+/** To be asked before anything is sent that may not run outside the transaction. */
+export function assertHeld(connection: Dedicated): void {
+  if (connection.isLost()) throw new ConnectionLost('the connection was lost within the transaction')
+}
+
+export async function insertRuns(tx: Queries, creates: NewRun[]): Promise<Set<string>> {
+  if (creates.length === 0) return new Set()
+  const sorted = [...creates].sort((left, right) => (left.id < right.id ? -1 : 1))
+  const rows = await tx<{ key: string }[]>`
+    insert into runs (key, workspace_id, id, name, kind, queue, priority, available_at, max_attempts, lease_ms, concurrency_key, parent_run_id,
+      input, metadata, tags, descriptor, request_hash, idempotency_key, status, created_at, updated_at)
+    select key, workspace_id, id, name, kind, queue, priority, available_at, max_attempts, lease_ms, concurrency_key, parent_run_id,
+      input::json, metadata::json, tags, descriptor::json, decode(request_hash, 'hex'), idempotency_key, 'queued', created_at, created_at
+    from json_to_recordset(${JSON.stringify(sorted)}::text::json) as r(key uuid, workspace_id uuid, id text, name text, kind text, queue text,
+      priority int, available_at timestamptz, max_attempts int, lease_ms int, concurrency_key text, parent_run_id text, input text, metadata text, tags text[],
+      descriptor text, request_hash text, idempotency_key text, created_at timestamptz)
+    on conflict do nothing returning key`
+  return new Set(rows.map((row) => row.key))
+}
+
+/** One index look-up a wanted event, whatever the planner believes of the table: its `limit` keeps this from becoming a join of all. */
+const lookup = (tx: Queries) => tx`
+  select run_key, source, event_id, raw_seq, first_seq, seq_count, body from run_events_raw
+  where run_key = q.k and source = q.s and event_id = q.i and event_id is not null limit 1`
+
+export async function findKnown(tx: Queries, requests: readonly AppendRequest[]): Promise<Map<string, KnownEvent>> {
+  const wanted: { k: string; s: string; i: string }[] = []
+  for (const { runKey, items } of requests) {
+    for (const { normalized } of items)
+      if (normalized.ok && normalized.eventId !== undefined) wanted.push({ k: runKey, s: normalized.sourceName, i: normalized.eventId })
+  }
+  const known = new Map<string, KnownEvent>()
+  if (wanted.length === 0) return known
+  const rows = await tx<StoredRaw[]>`
+    select r.* from json_to_recordset(${JSON.stringify(wanted)}::text::json) as q(k uuid, s text, i text)
+    cross join lateral (${lookup(tx)}) r`.execute()
+  for (const row of rows) {
+    const seqs = Array.from({ length: row.seq_count }, (_, offset) => row.first_seq + offset)
+    known.set(knownKey(row.run_key, row.source, row.event_id), { text: row.body, rawSeq: row.raw_seq, seqs })
+  }
+  return known
+}
+
+export async function findProducers(tx: Queries, requests: readonly AppendRequest[]): Promise<Map<string, ProducerRow>> {
+  const wanted = requests.flatMap(({ runKey, producer }) => (producer ? [{ k: runKey, p: producer.id }] : []))
+  if (wanted.length === 0) return new Map()
+  const rows = await tx<ProducerRow[]>`
+    select distinct p.run_key, p.producer_id, p.epoch, p.last_seq
+    from json_to_recordset(${JSON.stringify(wanted)}::text::json) as q(k uuid, p text) join producers p on p.run_key = q.k and p.producer_id = q.p`.execute()
+  return new Map(rows.map((row) => [`${row.run_key} ${row.producer_id}`, row]))
+}
+
+/** Who reads the sources whose events these are, locked until the commit. */
+export async function findOwners(tx: Queries, requests: readonly AppendRequest[]): Promise<Map<string, string | null>> {
+  const keys = requests.flatMap(({ runKey, source }) => (source ? [runKey] : []))
+  if (keys.length === 0) return new Map()
+  const rows = await tx<{ run_key: string; owner_id: string | null }[]>`
+    select run_key, owner_id from run_sources where run_key = any(${pgArray(keys)}::uuid[]) order by run_key for update`.execute()
+  return new Map(rows.map((row) => [row.run_key, row.owner_id]))
+}
+
+export async function findReceipts(tx: Queries, requests: readonly AppendRequest[]): Promise<Map<string, ReceiptRow>> {
+  const wanted = requests.flatMap(({ runKey, requestKey }) => (requestKey ? [{ k: runKey, r: requestKey.key }] : []))
+  if (wanted.length === 0) return new Map()
+  const rows = await tx<ReceiptRow[]>`
+    select a.run_key, a.request_key, encode(a.body_hash, 'hex') as body_hash, a.receipt::text as receipt
+    from json_to_recordset(${JSON.stringify(wanted)}::text::json) as q(k uuid, r text) join append_receipts a on a.run_key = q.k and a.request_key = q.r`.execute()
+  return new Map(rows.map((row) => [`${row.run_key} ${row.request_key}`, row]))
+}
+
+/** The rows of the runs, locked in the order of their keys. */
+export async function lockRuns(tx: Queries, runKeys: Iterable<string>, requests: readonly AppendRequest[]): Promise<RunRow[]> {
+  return await tx<RunRow[]>`
+    select key, id, workspace_id, last_seq, last_raw_seq, pg_current_xact_id()::text as xid,
+      (select exists (select from webhook_endpoints where enabled)) as hooked
+      ${requests.some(needsPlace) ? tx`, ${placeColumns(tx)} as place` : tx``}
+    from runs where key = any(${pgArray([...runKeys])}::uuid[]) order by key for update`.execute()
+}
+
+/** The placement in a row of `runs`, as one JSON object: the driver parses one column instead of many. Times are those of `Date.toISOString`. */
+function placeColumns(tx: Queries) {
+  const utc = (column: string) => tx`to_char(${tx(column)} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`
+  return tx`json_build_object('queue', queue, 'priority', priority, 'availableAt', ${utc('available_at')}, 'workerId', worker_id,
+    'leaseExpiresAt', ${utc('lease_expires_at')}, 'leaseRemainingMs', lease_remaining_ms, 'leaseLengthMs', lease_length_ms,
+    'reservedUntil', ${utc('reserved_until')}, 'ttlExpiresAt', ${utc('ttl_expires_at')},
+    'ttlRemainingMs', ttl_remaining_ms, 'cancelRequestedAt', ${utc('cancel_requested_at')}, 'maxAttempts', max_attempts, 'leaseMs', lease_ms,
+    'leaseActive', coalesce(lease_expires_at > clock_timestamp(), false),
+    'now', to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))`
+}
+
+/** Both event tables and the runs in one statement, sent before this returns. */
+export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out: Rows): Promise<void> {
+  const changed = [...works.values()].filter((run) => run.committed.length > 0 || run.lastRawSeq > run.row.last_raw_seq)
+  if (changed.length === 0) return
+  const updates = changed.map((run) => {
+    const { status, progress, attempt, error, startedAt, endedAt } = summary(run.state)
+    return {
+      k: run.row.key,
+      n: run.lastSeq,
+      r: run.lastRawSeq,
+      s: status,
+      p: progress,
+      a: attempt,
+      e: error === undefined || error === null ? null : JSON.stringify(error),
+      st: startedAt ?? null,
+      en: endedAt ?? null,
+      ...(isMoved(run) && { place: run.placement }),
+      ...(run.usageChanged && { usage: usageOf(run.state.folds) }),
+    }
+  })
+  // Most groups move no run: then the statement does without.
+  const moved = changed.some(isMoved)
+  const used = changed.some((run) => run.usageChanged)
+  const hooked = changed.some((run) => run.row.hooked)
+  await tx`
+      with raw as (
+        insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
+        select k, n, at, f, c, fmt, rt, s, i, b from json_to_recordset(${`[${out.raw.join(',')}]`}::text::json)
+          as r(k uuid, n bigint, at timestamptz, f bigint, c smallint, fmt text, rt text, s text, i text, b text)
+      ), events as (
+        select * from json_to_recordset(${`[${out.canonical.join(',')}]`}::text::json)
+          as r(k uuid, n bigint, t timestamptz, y text, u text, h bigint, d bigint, e json)
+      ), canonical as (
+        insert into run_events_canonical (run_key, seq, ts, type, subject, shape, content, event) select k, n, t, y, u, h, d, e from events
+      ) ${hooked ? outbox(tx) : tx``}
+      update runs set last_seq = u.n, last_raw_seq = u.r, status = u.s, progress = u.p, attempt = u.a, error = u.e::json,
+        started_at = u.st, ended_at = u.en, updated_at = greatest(clock_timestamp(), runs.updated_at)
+        ${moved ? placementUpdate(tx) : tx``} ${used ? usageUpdate(tx) : tx``}
+      from json_to_recordset(${JSON.stringify(updates)}::text::json)
+        as u(k uuid, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, place json, usage json)
+      where runs.key = u.k`.execute()
+}
+
+const isMoved = (run: RunWork) => run.placement !== (run.row.place ?? UNREAD)
+
+/** Sets what the placement names, and leaves the rest. */
+const placementUpdate = (tx: Queries) => tx`,
+  reserved_until = case when u.place is null then runs.reserved_until end,
+  queue = case when u.place->'queue' is null then runs.queue else u.place->>'queue' end,
+  priority = case when u.place->'priority' is null then runs.priority else (u.place->>'priority')::int end,
+  available_at = case when u.place->'availableAt' is null then runs.available_at else (u.place->>'availableAt')::timestamptz end,
+  worker_id = case when u.place->'workerId' is null then runs.worker_id else u.place->>'workerId' end,
+  lease_expires_at = case when u.place->'leaseExpiresAt' is null then runs.lease_expires_at else (u.place->>'leaseExpiresAt')::timestamptz end,
+  lease_remaining_ms = case when u.place->'leaseRemainingMs' is null then runs.lease_remaining_ms else (u.place->>'leaseRemainingMs')::bigint end,
+  lease_length_ms = case when u.place->'leaseLengthMs' is null then runs.lease_length_ms else (u.place->>'leaseLengthMs')::int end,
+  ttl_expires_at = case when u.place->'ttlExpiresAt' is null then runs.ttl_expires_at else (u.place->>'ttlExpiresAt')::timestamptz end,
+  ttl_remaining_ms = case when u.place->'ttlRemainingMs' is null then runs.ttl_remaining_ms else (u.place->>'ttlRemainingMs')::bigint end,
+  cancel_requested_at = case when u.place->'cancelRequestedAt' is null then runs.cancel_requested_at else (u.place->>'cancelRequestedAt')::timestamptz end`
+
+const usageUpdate = (tx: Queries) => tx`,
+  input_tokens = case when u.usage is null then runs.input_tokens else least((u.usage->>'inputTokens')::numeric, 9007199254740991)::bigint end,
+  output_tokens = case when u.usage is null then runs.output_tokens else least((u.usage->>'outputTokens')::numeric, 9007199254740991)::bigint end,
+  cost_usd = case when u.usage is null then runs.cost_usd else (u.usage->>'costUsd')::float8 end,
+  llm_calls = case when u.usage is null then runs.llm_calls else (u.usage->>'llmCalls')::int end,
+  tool_calls = case when u.usage is null then runs.tool_calls else (u.usage->>'toolCalls')::int end,
+  error_count = case when u.usage is null then runs.error_count else (u.usage->>'errorCount')::int end,
+  model_usage = case when u.usage is null then runs.model_usage else u.usage->'models' end`
+
+/** A delivery for each enabled endpoint of the workspace that wants the type, in the transaction of its event. */
+const outbox = (tx: Queries) => tx`, outbox as (
+  insert into webhook_deliveries (id, endpoint_id, workspace_id, run_key, run_id, seq, type, status, next_at, created_at)
+  select gen_random_uuid(), w.id, w.workspace_id, e.k, r.id, e.n, e.y, 'pending', clock_timestamp(), clock_timestamp()
+  from events e join runs r on r.key = e.k join webhook_endpoints w on w.workspace_id = r.workspace_id and w.enabled
+  where exists (select from unnest(w.types) p where p = '*' or p = e.y or (right(p, 2) = '.*' and starts_with(e.y, left(p, -1))))
+)`
+
+/** What few requests have. Each statement is sent only while the transaction is known to be there. */
+export async function insertRest(connection: Dedicated, out: Rows): Promise<void> {
+  const tx = connection.sql
+  const producers = [...out.changedProducers].flatMap((key) => out.producers.get(key) ?? [])
+  if (producers.length > 0) {
+    assertHeld(connection)
+    await tx`
+      insert into producers (run_key, producer_id, epoch, last_seq)
+      select run_key, producer_id, epoch, last_seq from json_to_recordset(${JSON.stringify(producers)}::text::json)
+        as p(run_key uuid, producer_id text, epoch bigint, last_seq bigint)
+      on conflict (run_key, producer_id) do update set epoch = excluded.epoch, last_seq = excluded.last_seq, updated_at = clock_timestamp()`
+  }
+  if (out.cursors.size > 0) await storeCursors(connection, out)
+  if (out.receipts.length > 0) {
+    assertHeld(connection)
+    await tx`
+      insert into append_receipts (run_key, request_key, body_hash, receipt)
+      select run_key, request_key, decode(body_hash, 'hex'), receipt::json from json_to_recordset(${JSON.stringify(out.receipts)}::text::json)
+        as a(run_key uuid, request_key text, body_hash text, receipt text)`
+  }
+}
+
+/** Events came, so what failed before is over. */
+async function storeCursors(connection: Dedicated, out: Rows): Promise<void> {
+  assertHeld(connection)
+  const rows = [...out.cursors].map(([key, { cursor }]) => ({ key, cursor }))
+  await connection.sql`
+    update run_sources s set cursor = c.cursor, failures = 0, error = null
+    from json_to_recordset(${JSON.stringify(rows)}::text::json) as c(key uuid, cursor text) where s.run_key = c.key`
+}

@@ -1,0 +1,264 @@
+/**
+ * The work of an append in memory: which items are new, which numbers they get, what they become; folded into the run's state.
+ * What is to be stored is gathered in `Rows`; nothing here touches the database, and a refusal comes before anything is numbered.
+ */
+import { isDeepStrictEqual } from 'node:util'
+import { type CanonicalEvent, type DraftEvent, EVENT_SCHEMA_VERSION } from '../domain/canonical-event.js'
+import { digestsOf } from '../domain/digest.js'
+import { type Placement, placementAfter } from '../domain/placement.js'
+import { isTerminal, type RunStatus } from '../domain/run.js'
+import { RunplaneError } from '../errors.js'
+import { subjectOf } from '../ingest/subject.js'
+import { type FoldState, foldEvent } from '../projections/fold.js'
+import { changesUsage } from '../projections/usage.js'
+import type { AppendItem, AppendReceipt, AppendRequest, ItemResult, PlacedRun } from './append-request.js'
+import type { CommittedEvent } from './committed.js'
+
+/** Who the control plane is in `source`. Its events have no raw event: their rawSeq is 0. */
+const CONTROL_PLANE = 'runplane'
+
+export interface RunRow {
+  key: string
+  id: string
+  workspace_id: string
+  last_seq: number
+  last_raw_seq: number
+  xid: string
+  /** There is a webhook endpoint, of whichever workspace. */
+  hooked: boolean
+  /** Only where a request of the group asks for it. */
+  place?: PlacedRun
+}
+
+export interface ProducerRow {
+  run_key: string
+  producer_id: string
+  epoch: number
+  last_seq: number
+}
+
+export interface ReceiptRow {
+  run_key: string
+  request_key: string
+  body_hash: string
+  receipt: string
+}
+
+/** A repeat within the transaction is found among these, a repeat of an earlier one comes from the database. */
+export interface KnownEvent {
+  text: string
+  rawSeq: number
+  seqs: number[]
+}
+
+/** One run while its requests are worked off. */
+export interface RunWork {
+  row: RunRow
+  state: FoldState
+  firstSeq: number
+  lastSeq: number
+  lastRawSeq: number
+  status: RunStatus
+  placement: Partial<Placement>
+  /** What the overview adds up may have changed. */
+  usageChanged: boolean
+  committed: CommittedEvent[]
+}
+
+export interface Rows {
+  raw: string[]
+  canonical: string[]
+  producers: Map<string, ProducerRow>
+  changedProducers: Set<string>
+  receipts: ReceiptRow[]
+  /** Cursors of sources, by run. */
+  cursors: Map<string, { cursor: string | null }>
+}
+
+export function markOf(run: RunWork, out: Rows): number {
+  return run.lastSeq + run.lastRawSeq + out.receipts.length + out.changedProducers.size
+}
+
+/** Works off one request: the checks that may refuse it, then its items, then the control plane's own events. */
+export function appendOne(
+  request: AppendRequest,
+  run: RunWork,
+  known: Map<string, KnownEvent>,
+  receipts: Map<string, ReceiptRow>,
+  owners: Map<string, string | null>,
+  out: Rows,
+): AppendReceipt {
+  const repeat = findRepeat(request, run, receipts, out)
+  if (repeat) return repeat
+  if (request.ifMatch !== undefined && request.ifMatch !== run.lastSeq) {
+    throw new RunplaneError(
+      'PRECONDITION_FAILED',
+      `The run's head is ${run.lastSeq}, not ${request.ifMatch}. Read what came after ${request.ifMatch}, then decide again.`,
+    )
+  }
+  if (request.workerId !== undefined) assertHolds(request.workerId, run)
+  if (request.source && owners.get(request.runKey) !== request.source.ownerId) {
+    throw new RunplaneError('LEASE_LOST', `Another instance reads the source of run '${run.row.id}' now.`)
+  }
+  // Decided on the state before this request's own items: what refuses must refuse before anything is stored.
+  const decided = request.decide?.(run.state, placed(run))
+  const results = request.items.map((item, index) => appendItem(request, item, index, run, known, out))
+  if (decided)
+    for (const draft of decided)
+      appendEvent(request, draft, { kind: 'control-plane', name: CONTROL_PLANE, format: 'native', rawType: draft.type, rawSeq: 0 }, run, out)
+  run.status = run.state.folds.run.status
+  if (request.source) out.cursors.set(request.runKey, request.source)
+  const receipt: AppendReceipt = { results, headSeq: run.lastSeq, status: run.status }
+  if (request.requestKey && (request.producer || results.some((result) => result.status !== 'rejected'))) {
+    const row: ReceiptRow = {
+      run_key: request.runKey,
+      request_key: request.requestKey.key,
+      body_hash: request.requestKey.hash,
+      receipt: JSON.stringify(results),
+    }
+    receipts.set(`${row.run_key} ${row.request_key}`, row)
+    out.receipts.push(row)
+  }
+  if (request.producer) {
+    const { id, epoch, seq } = request.producer
+    const key = `${request.runKey} ${id}`
+    out.producers.set(key, { run_key: request.runKey, producer_id: id, epoch, last_seq: seq })
+    out.changedProducers.add(key)
+  }
+  return receipt
+}
+
+export const needsPlace = (request: AppendRequest) => request.decide !== undefined || request.workerId !== undefined
+/** The placement of a run that no request of the group asks for: only its end can change it then, which needs to know nothing. */
+export const UNREAD: Partial<Placement> = {}
+
+function placed(run: RunWork): PlacedRun {
+  if (!run.row.place) throw new Error('the placement was not read')
+  return { ...run.row.place, ...run.placement }
+}
+
+/** @throws LEASE_LOST, so that a worker that was given up on stops. */
+function assertHolds(workerId: string, run: RunWork): void {
+  const place = placed(run)
+  // Suspended with its holder: nobody else can have it.
+  if (place.workerId === workerId && (place.leaseActive || run.status === 'suspended')) return
+  const holder = place.workerId === null ? 'Nobody holds it now' : place.workerId === workerId ? 'The lease has run out' : 'Another worker holds it now'
+  throw new RunplaneError('LEASE_LOST', `Worker '${workerId}' does not hold run '${run.row.id}'. ${holder}: stop working on it, and claim again.`)
+}
+
+/** The answer to a request that was answered before; undefined for a new one. Throws where it may not be taken at all. */
+function findRepeat(request: AppendRequest, run: RunWork, receipts: Map<string, ReceiptRow>, out: Rows): AppendReceipt | undefined {
+  const { producer, requestKey } = request
+  const stored = requestKey && receipts.get(`${request.runKey} ${requestKey.key}`)
+  if (producer) {
+    const last = out.producers.get(`${request.runKey} ${producer.id}`)
+    if (last && producer.epoch < last.epoch) {
+      throw new RunplaneError('PRODUCER_FENCED', `Producer '${producer.id}' is at epoch ${last.epoch}: a newer instance of it has taken over. Stop this one.`, {
+        headers: { 'producer-epoch': String(last.epoch) },
+      })
+    }
+    const expected = last && producer.epoch === last.epoch ? last.last_seq + 1 : 0
+    if (producer.seq > expected) {
+      throw new RunplaneError(
+        'PRODUCER_GAP',
+        `Producer '${producer.id}' sent seq ${producer.seq} of epoch ${producer.epoch}, but ${expected} comes next. Send what is missing first.`,
+        {
+          headers: { 'producer-expected-seq': String(expected), 'producer-received-seq': String(producer.seq) },
+        },
+      )
+    }
+    // Below the last one and without a receipt: a slice of an upload that was cut and then given up.
+    if (!stored && producer.seq < expected - 1) {
+      throw new RunplaneError('PRODUCER_GAP', `Producer '${producer.id}' has moved on to seq ${expected - 1}; seq ${producer.seq} was never sent whole.`, {
+        headers: { 'producer-expected-seq': String(expected) },
+      })
+    }
+  }
+  if (!stored || !requestKey) return undefined
+  if (!producer && stored.body_hash !== requestKey.hash) {
+    throw new RunplaneError('IDEMPOTENCY_CONFLICT', 'This Idempotency-Key was used for another body. Use a new key for new content.')
+  }
+  const results = (JSON.parse(stored.receipt) as ItemResult[]).map(
+    (result): ItemResult => (result.status === 'stored' ? { ...result, status: 'duplicate' } : result),
+  )
+  return { results, headSeq: run.lastSeq, status: run.status }
+}
+
+function appendItem(request: AppendRequest, item: AppendItem, index: number, run: RunWork, known: Map<string, KnownEvent>, out: Rows): ItemResult {
+  const { normalized } = item
+  if (!normalized.ok) return { index, status: 'rejected', seqs: [], rawSeq: null, code: normalized.code, detail: normalized.detail }
+  const { eventId, sourceKind, sourceName, rawType } = normalized
+  const identity = eventId === undefined ? undefined : knownKey(request.runKey, sourceName, eventId)
+  const before = identity === undefined ? undefined : known.get(identity)
+  if (before) {
+    if (sameContent(before.text, item.text)) return { index, status: 'duplicate', seqs: before.seqs, rawSeq: before.rawSeq }
+    return {
+      index,
+      status: 'rejected',
+      seqs: [],
+      rawSeq: null,
+      code: 'IDEMPOTENCY_CONFLICT',
+      detail: `Event id '${eventId}' of source '${sourceName}' was used for other content (rawSeq ${before.rawSeq}). Use a new id for a new event.`,
+    }
+  }
+  const rawSeq = ++run.lastRawSeq
+  const firstSeq = run.lastSeq + 1
+  const source = { kind: sourceKind, name: sourceName, format: item.format, rawType, rawSeq, eventId }
+  const seqs = normalized.events.map((draft) => appendEvent(request, draft, source, run, out))
+  if (identity !== undefined) known.set(identity, { text: item.text, rawSeq, seqs })
+  out.raw.push(
+    `{"k":"${request.runKey}","n":${rawSeq},"at":"${request.receivedAt}","f":${firstSeq},"c":${seqs.length},"fmt":"${item.format}","rt":${JSON.stringify(rawType)},"s":${JSON.stringify(sourceName)},"i":${eventId === undefined ? 'null' : JSON.stringify(eventId)},"b":${JSON.stringify(item.text)}}`,
+  )
+  return { index, status: 'stored', seqs, rawSeq }
+}
+
+/** Numbers, folds and encodes one event. @returns its seq. */
+function appendEvent(request: AppendRequest, draft: DraftEvent, source: CanonicalEvent['source'], run: RunWork, out: Rows): number {
+  const { state } = run
+  const seq = ++run.lastSeq
+  const subject = subjectOf(draft, run.row.id, source.rawSeq)
+  const late = isTerminal(state.folds.run.status) && !(source.kind === 'control-plane' && draft.type === 'run.retry_scheduled')
+  const event = {
+    runId: run.row.id,
+    seq,
+    ts: draft.ts ?? request.receivedAt,
+    receivedAt: request.receivedAt,
+    type: draft.type,
+    schemaVersion: EVENT_SCHEMA_VERSION,
+    attempt: state.folds.run.attempt,
+    subject,
+    parent: draft.parent,
+    stepId: draft.stepId,
+    actor: draft.actor,
+    source,
+    trace: draft.trace,
+    late: late ? true : undefined,
+    data: draft.data,
+    // A normaliser's draft fits the schema of its type (ingest/normalize.ts checks it), which the type cannot tell.
+  } as CanonicalEvent
+  const json = JSON.stringify(event)
+  foldEvent(state, event)
+  run.placement = placementAfter(run.placement, event, state.folds.run.status)
+  run.usageChanged ||= changesUsage(draft.type)
+  const { shape, content } = digestsOf(event)
+  const subjectText = `${subject.kind}/${subject.id}`
+  run.committed.push({ seq, type: draft.type, subject: subjectText, json })
+  out.canonical.push(
+    `{"k":"${request.runKey}","n":${seq},"t":"${event.ts}","y":"${draft.type}","u":${JSON.stringify(subjectText)},"h":${shape},"d":${content},"e":${json}}`,
+  )
+  return seq
+}
+
+export function knownKey(runKey: string, source: string, eventId: string): string {
+  return `${runKey} ${source.length} ${source} ${eventId}`
+}
+
+/** Retries may write the same event with other white space or another order of keys. */
+function sameContent(left: string, right: string): boolean {
+  if (left === right) return true
+  try {
+    return isDeepStrictEqual(JSON.parse(left), JSON.parse(right))
+  } catch {
+    return false
+  }
+}
