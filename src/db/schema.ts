@@ -306,8 +306,8 @@ export const webhookDeliveries = pgTable(
   },
   (table) => [
     index('webhook_deliveries_pending').on(table.endpointId, table.runKey, table.seq).where(sql`status = 'pending'`),
-    index('webhook_deliveries_due').on(table.nextAt).where(sql`status = 'pending'`),
-    index('webhook_deliveries_endpoint').on(table.endpointId, table.id),
+    index('webhook_deliveries_due').on(table.endpointId, table.nextAt).where(sql`status = 'pending'`),
+    index('webhook_deliveries_endpoint').on(table.endpointId, table.status, table.id),
   ],
 )
 
