@@ -54,6 +54,11 @@ export const ConfigSchema = Type.Object({
   MODEL_PRICES_FILE: Type.Optional(
     Type.String({ minLength: 1, description: 'a JSON file with the prices of models, in place of the built-in table (docs/METRICS.md)' }),
   ),
+  LEASE_MS: integer(1000, 86_400_000, 30_000, 'milliseconds that a claim or a heartbeat holds a run, where neither it nor the run says how long'),
+  MAX_ATTEMPTS: integer(1, 1000, 3, 'attempts at a run whose leases run out, where the run does not say how many'),
+  RETRY_BASE_MS: integer(0, 3_600_000, 1000, 'milliseconds until a run whose lease ran out can be claimed again; doubled with each attempt'),
+  RETRY_MAX_MS: integer(0, 86_400_000, 300_000, 'milliseconds that this takes at the most'),
+  LEASE_CHECK_MS: integer(20, 60_000, 1000, 'milliseconds between two looks for leases that ran out'),
   SHUTDOWN_GRACE_MS: integer(0, 600_000, 10_000, 'milliseconds that a shutdown may take'),
   CORS_ORIGINS: Type.Optional(
     Type.String({
