@@ -250,6 +250,21 @@ export const runSources = pgTable(
   (table) => [index('run_sources_due').on(table.nextAt).where(sql`status in ('waiting', 'reading')`)],
 )
 
+/** Workers that are still to be told, or were told, that their run is to be cancelled: of each run the last request. */
+export const cancelCallbacks = pgTable(
+  'cancel_callbacks',
+  {
+    runKey: uuid('run_key').primaryKey(),
+    requestedAt: time('requested_at').notNull(),
+    attempts: integer('attempts').notNull().default(0),
+    nextAt: time('next_at').notNull().defaultNow(),
+    /** Told, or given up on: then `error` says why. */
+    endedAt: time('ended_at'),
+    error: text('error'),
+  },
+  (table) => [index('cancel_callbacks_due').on(table.nextAt).where(sql`ended_at is null`)],
+)
+
 /** Runs whose rows in the event tables are still to be deleted, in batches; the row in `runs` is gone, or not there yet. */
 export const runDeletions = pgTable('run_deletions', {
   runKey: uuid('run_key').primaryKey(),
