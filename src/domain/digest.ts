@@ -1,29 +1,48 @@
 /**
  * Two digests of a canonical event, stored with it, so that two runs are compared without reading what their events hold:
- * `shape` is what kind of thing happened, `content` is all that it says but for what differs between any two runs.
+ * `shape` is what kind of thing happened (its type, the kind of its subject, and the names of what it is about), `content` is all that
+ * it says but for what differs between any two runs (volatile.ts). Events of equal content have an equal shape.
  *
  * 53 bits each (a safe integer, two mixed 32-bit lanes): among 200,000 different events two share a digest by chance
  * with a probability of 2 in a million. They are no protection against somebody who wants two events to look the same.
  * A change of what they mean comes with a migration that empties the columns; an empty one is computed on reading.
  */
-import type { CanonicalEvent } from './canonical-event.js'
+import { type CanonicalEvent, EVENT_TYPES } from './canonical-event.js'
+import { isChosenId, isVolatileField, isVolatileName, type Rules, volatileText, withoutVolatile } from './volatile.js'
 
 export interface EventDigests {
   shape: number
   content: number
 }
 
-/** Members of `data` that tell which thing it was rather than what it said. */
-const NAMING = ['name', 'kind', 'phase', 'stream', 'role', 'channel', 'model', 'provider', 'server', 'messageType', 'queue', 'state', 'status', 'decision']
-/** Ids, times, durations and places: different in any two runs. */
-const VOLATILE = /(?:^id|Id|Ids|At|Ms|Url|_id|_at|_ms)$|^(?:ts|timestamp|time|duration|latency|host|hostname|pid|port|ip|url|uri|path)$/
+/** Members of `data` that tell which thing it was rather than what it said. A model is content: another one does the same step differently. */
+export const NAMING = ['name', 'kind', 'phase', 'stream', 'role', 'channel', 'server', 'messageType', 'state', 'status'] as const
+
+/** The naming members of each type, by its schema; of a type that the vocabulary does not have, all of them. */
+const NAMING_OF: ReadonlyMap<string, readonly string[]> = new Map(
+  Object.entries(EVENT_TYPES).map(([type, { data }]) => [
+    type,
+    // Two runs of the same thing may each have a name of their own.
+    NAMING.filter((name) => Object.hasOwn(data.properties, name) && !(type === 'run.created' && name === 'name')),
+  ]),
+)
 
 export function digestsOf(event: CanonicalEvent): EventDigests {
-  const data: Readonly<Record<string, unknown>> = event.data
-  const hash = new Hash()
-  hash.text(event.type)
-  hash.text(event.subject.kind)
-  for (const name of NAMING) {
+  return digest(event, event.data, false)
+}
+
+/** The digests under other rules of what is volatile. They are those of `digestsOf` for an event that the rules do not concern. */
+export function digestsUnder(rules: Rules, event: CanonicalEvent): EventDigests {
+  // What is left out of an object is an object.
+  return digest(event, withoutVolatile(event.data, rules) as Record<string, unknown>, true)
+}
+
+function digest({ type, subject, actor, data: named }: CanonicalEvent, said: Readonly<Record<string, unknown>>, isPruned: boolean): EventDigests {
+  const hash = new Hash(isPruned)
+  const data: Readonly<Record<string, unknown>> = named
+  hash.text(type)
+  hash.text(subject.kind)
+  for (const name of NAMING_OF.get(type) ?? NAMING) {
     const value = data[name]
     if (typeof value === 'string') {
       hash.text(name)
@@ -31,14 +50,24 @@ export function digestsOf(event: CanonicalEvent): EventDigests {
     }
   }
   const shape = hash.value()
-  hash.object(data)
+  if (subject.kind === 'participant' && isChosenId(subject.id)) hash.text(subject.id)
+  if (actor !== undefined) {
+    hash.text(actor.kind)
+    if (isChosenId(actor.id)) hash.text(actor.id)
+  }
+  hash.object(said, isVolatileField)
   return { shape, content: hash.value() }
 }
 
-/** cyrb53 by bryc (public domain), fed piece by piece. */
+/** cyrb53 by bryc (public domain), fed piece by piece and two characters at a time. */
 class Hash {
   private one = 0xdeadbeef
   private two = 0x41c6ce57
+  private readonly isPruned: boolean
+
+  constructor(isPruned: boolean) {
+    this.isPruned = isPruned
+  }
 
   code(code: number): void {
     this.one = Math.imul(this.one ^ code, 2654435761)
@@ -47,23 +76,29 @@ class Hash {
 
   text(text: string): void {
     let { one, two } = this
-    for (let index = 0; index < text.length; index++) {
-      const code = text.charCodeAt(index)
-      one = Math.imul(one ^ code, 2654435761)
-      two = Math.imul(two ^ code, 1597334677)
+    const { length } = text
+    const even = length & ~1
+    for (let index = 0; index < even; index += 2) {
+      const codes = text.charCodeAt(index) | (text.charCodeAt(index + 1) << 16)
+      one = Math.imul(one ^ codes, 2654435761)
+      two = Math.imul(two ^ codes, 1597334677)
+      // The products carry upwards only: without this the upper character of a pair would touch few bits.
+      one ^= one >>> 15
+      two ^= two >>> 13
     }
     this.one = one
     this.two = two
-    // No character has this code: 'ab' and 'c' are not 'a' and 'bc'.
-    this.code(0x10000)
+    if (even < length) this.code(text.charCodeAt(even))
+    // The length keeps 'ab' and 'c' from being 'a' and 'bc'.
+    this.code(0x10000 + length)
   }
 
-  object(value: Readonly<Record<string, unknown>>): void {
+  object(value: Readonly<Record<string, unknown>>, isVolatile = isVolatileName): void {
     const names = Object.keys(value)
     if (names.length > 1) names.sort()
     for (const name of names) {
       const member = value[name]
-      if (member === undefined || VOLATILE.test(name)) continue
+      if (member === undefined || (!this.isPruned && isVolatile(name))) continue
       this.text(name)
       this.any(member)
     }
@@ -71,7 +106,7 @@ class Hash {
   }
 
   any(value: unknown): void {
-    if (typeof value === 'string') this.text(value)
+    if (typeof value === 'string') this.text(this.isPruned ? value : (volatileText(value) ?? value))
     else if (Array.isArray(value)) {
       for (const member of value) this.any(member)
       this.code(0x10002)
