@@ -9,6 +9,7 @@ import { Value } from '@sinclair/typebox/value'
 
 const integer = (minimum: number, maximum: number, fallback: number, description: string) => Type.Integer({ minimum, maximum, default: fallback, description })
 
+FormatRegistry.Set('mask-patterns', (text) => patternFault(text) === undefined)
 FormatRegistry.Set('origins', (text) => text.split(',').every((part) => URL.canParse(part.trim()) && new URL(part.trim()).origin === part.trim()))
 
 export const ConfigSchema = Type.Object({
@@ -51,6 +52,7 @@ export const ConfigSchema = Type.Object({
   STATE_CACHE_RUNS: integer(1, 100_000, 500, 'runs whose state is held in memory'),
   SNAPSHOT_EVERY_EVENTS: integer(1, 1_000_000, 1000, 'events after which the state of a run is written to the database'),
   OUTBOUND_ALLOW_PRIVATE: Type.Boolean({ default: false, description: 'true: sources, callbacks and webhooks may be at loopback and private addresses' }),
+  CANCEL_GRACE_MS: integer(0, 86_400_000, 30_000, 'milliseconds that a worker has to end a run that is to be cancelled, before it is cancelled all the same'),
   MODEL_PRICES_FILE: Type.Optional(
     Type.String({ minLength: 1, description: 'a JSON file with the prices of models, in place of the built-in table (docs/METRICS.md)' }),
   ),
@@ -59,6 +61,25 @@ export const ConfigSchema = Type.Object({
   RETRY_BASE_MS: integer(0, 3_600_000, 1000, 'milliseconds until a run whose lease ran out can be claimed again; doubled with each attempt'),
   RETRY_MAX_MS: integer(0, 86_400_000, 300_000, 'milliseconds that this takes at the most'),
   LEASE_CHECK_MS: integer(20, 60_000, 1000, 'milliseconds between two looks for leases that ran out'),
+  MASK_PATTERNS: Type.Optional(
+    Type.String({
+      format: 'mask-patterns',
+      description:
+        'regular expressions of secrets that are masked as they come in, separated by white space (\\s stands for it in one); each of 500 characters at most, and none may match the empty text',
+    }),
+  ),
+  ARTIFACT_INLINE_BYTES: integer(0, 1_048_576, 65_536, 'bytes of an artifact up to which it is stored in the database; larger ones go to the store'),
+  MAX_ARTIFACT_BYTES: integer(1024, 5_497_558_138_880, 1_073_741_824, 'bytes of one artifact'),
+  S3_ENDPOINT: Type.Optional(
+    Type.String({ pattern: '^https?://[^/]+/?$', description: 'https://host of an S3-compatible store for artifacts and exports; none: they are in DATA_DIR' }),
+  ),
+  S3_REGION: Type.String({ minLength: 1, default: 'us-east-1', description: 'region of the S3-compatible store' }),
+  S3_BUCKET: Type.Optional(
+    Type.String({ pattern: '^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$', description: 'bucket of the S3-compatible store; it has to be there' }),
+  ),
+  S3_ACCESS_KEY_ID: Type.Optional(Type.String({ minLength: 1, secret: true, description: 'access key of the S3-compatible store' })),
+  S3_SECRET_ACCESS_KEY: Type.Optional(Type.String({ minLength: 1, secret: true, description: 'secret key of the S3-compatible store' })),
+  EXPORT_KEEP_MS: integer(60_000, 31_536_000_000, 86_400_000, 'milliseconds that the file of a finished export of many runs is kept'),
   SHUTDOWN_GRACE_MS: integer(0, 600_000, 10_000, 'milliseconds that a shutdown may take'),
   CORS_ORIGINS: Type.Optional(
     Type.String({
@@ -97,6 +118,22 @@ export function loadConfig(env: Record<string, string | undefined> = process.env
 /** The origins of CORS_ORIGINS, as a browser sends them. */
 export function corsOrigins(config: Pick<Config, 'CORS_ORIGINS'>): string[] {
   return config.CORS_ORIGINS?.split(',').map((origin) => origin.trim()) ?? []
+}
+
+/** The expressions of MASK_PATTERNS. */
+export function maskPatterns(config: Pick<Config, 'MASK_PATTERNS'>): string[] {
+  return config.MASK_PATTERNS?.split(/\s+/).filter((pattern) => pattern !== '') ?? []
+}
+
+/** Why the service does not start with these patterns. */
+function patternFault(text: string): string | undefined {
+  return maskPatterns({ MASK_PATTERNS: text }).find((pattern) => {
+    try {
+      return pattern.length > 500 || new RegExp(pattern, 'u').test('')
+    } catch {
+      return true
+    }
+  })
 }
 
 function readEnvFile(path: string): NodeJS.Dict<string> {
