@@ -22,6 +22,7 @@ import { docsPlugin } from './http/plugins/docs.js'
 import { errorsPlugin } from './http/plugins/errors.js'
 import { requestsPlugin } from './http/plugins/requests.js'
 import { appendRoutes } from './http/routes/append.js'
+import { commandsRoutes } from './http/routes/commands.js'
 import { docsRoutes } from './http/routes/docs.js'
 import { eventsRoutes } from './http/routes/events.js'
 import { healthRoutes } from './http/routes/health.js'
@@ -37,6 +38,10 @@ import { createStates } from './log/states.js'
 import { createWake } from './log/wake.js'
 import { createMetrics } from './ops/metrics.js'
 import { createOutbound } from './ops/outbound.js'
+import { createCheckpoints } from './runs/checkpoints.js'
+import { createCommands } from './runs/commands.js'
+import { startDeadlines } from './runs/deadlines.js'
+import { createDeletions } from './runs/deletions.js'
 import { createLifecycle } from './runs/lifecycle.js'
 import { type Snapshots, startSnapshots } from './runs/snapshots.js'
 import { createRunStates } from './runs/state.js'
@@ -64,6 +69,7 @@ export async function buildApp({
   let snapshots: Snapshots | undefined
   const states = createStates({ maxRuns: config.STATE_CACHE_RUNS, onEvict: (hot) => snapshots?.evicted(hot) })
   snapshots = startSnapshots({ sql, states, everyEvents: config.SNAPSHOT_EVERY_EVENTS, log: logger })
+  const checkpoints = createCheckpoints({ sql, states, log: logger })
   const hub = createHub({ log: reader, logger })
   const wake = createWake({ database, instanceId: uuidv7(), logger, pollMs: config.STREAM_POLL_MS })
   const log = createGroupCommit({
@@ -76,6 +82,7 @@ export async function buildApp({
     onCommitted(batches) {
       for (const batch of batches) {
         hub.committed(batch)
+        checkpoints.committed(batch)
         wake.publish(batch.runKey)
       }
     },
@@ -86,7 +93,14 @@ export async function buildApp({
   })
   const outbound = createOutbound({ allowPrivate: config.OUTBOUND_ALLOW_PRIVATE })
   const lifecycle = createLifecycle({ sql, log })
-  const runStates = createRunStates({ sql, states })
+  const runStates = createRunStates({ sql, states, checkpoints })
+  const onDeleted = (runKey: string) => {
+    hub.wake(runKey)
+    wake.publish(runKey)
+  }
+  const deletions = createDeletions({ sql, runKeys, states, onDeleted, log: logger })
+  const commands = createCommands({ sql, log, runKeys, lifecycle, deletions })
+  const deadlines = startDeadlines({ sql, log, cancelGraceMs: config.CANCEL_GRACE_MS, logger })
 
   const app = Fastify(serverOptions(config, logger)).withTypeProvider<TypeBoxTypeProvider>()
   await app.register(errorsPlugin)
@@ -105,6 +119,7 @@ export async function buildApp({
   await app.register(eventsRoutes({ log: reader }))
   await app.register(streamRoutes({ hub, log: reader, config, snapshotOf: (run) => runStates.read(run) }))
   await app.register(keysRoutes({ keys }))
+  await app.register(commandsRoutes, { sql, commands })
   await app.register(
     healthRoutes({
       metrics,
@@ -122,7 +137,10 @@ export async function buildApp({
   await app.register(docsRoutes())
 
   app.addHook('onClose', async () => {
+    await deadlines.close()
+    await deletions.close()
     await log.close()
+    await checkpoints.close()
     await snapshots.close()
     await wake.close()
     await outbound.close()

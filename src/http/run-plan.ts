@@ -41,6 +41,12 @@ export function planRun(body: unknown): RunPlan {
   return createRun.Decode(clean)
 }
 
+/** What a clone has of its own. @throws VALIDATION_ERROR for what nests too deep; its fields are checked by the route's schema. */
+export function planClone(body: CreateRun): CreateRun {
+  if (depthOf(body) > MAX_DEPTH) throw new RunplaneError('VALIDATION_ERROR', `The body nests deeper than ${MAX_DEPTH} levels.`)
+  return createRun.Decode(harmless(body))
+}
+
 function depthOf(value: unknown, depth = 0): number {
   if (typeof value !== 'object' || value === null || depth > MAX_DEPTH) return depth
   let deepest = depth + 1

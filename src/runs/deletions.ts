@@ -1,0 +1,121 @@
+/**
+ * Deleting runs. The row in `runs` goes at once, in one transaction, and with it the run: nobody finds it, appends to it or reads on in it.
+ * Its events go later, in batches, so that a run of millions holds up nobody: `run_deletions` says which are left.
+ *
+ * Invariant: the key of a deleted run is never used again. A run that is made anew under the same id has another key, and none of the old one's events.
+ */
+import type { Sql } from '../db/client.js'
+import { isTerminal, type RunStatus, TERMINAL_STATUSES } from '../domain/run.js'
+import type { RunKeys } from '../log/run-keys.js'
+import type { States } from '../log/states.js'
+
+/** Rows of one table that one transaction deletes. */
+const BATCH_ROWS = 5000
+const ROUND_MS = 2000
+/** Runs that one round works on at the most, before the timer has its turn. */
+const ROUND_RUNS = 100
+
+export interface Deletions {
+  /** The status: the run has not ended, and is left. */
+  delete(workspaceId: string, runId: string): Promise<'deleted' | 'missing' | RunStatus>
+  /** Deletes what is left of deleted runs, until nothing is due. Any number of instances may do so at once. */
+  sweep(): Promise<void>
+  close(): Promise<void>
+}
+
+export interface DeletionsDeps {
+  sql: Sql
+  runKeys: RunKeys
+  states: States
+  /** Tells this instance's readers and the other instances. */
+  onDeleted(runKey: string): void
+  /** What nobody needs any more when these runs' rows are gone. */
+  collect?: ((workspaceId: string, sha256s: string[]) => Promise<void>) | undefined
+  log: { warn(details: object, message: string): void }
+}
+
+export function createDeletions({ sql, runKeys, states, onDeleted, collect, log }: DeletionsDeps): Deletions {
+  let sweeping: Promise<void> | undefined
+  let closed = false
+
+  const timer = setInterval(() => void sweep(), ROUND_MS)
+  timer.unref()
+
+  function sweep(): Promise<void> {
+    sweeping ??= round()
+      .catch((error) => log.warn({ err: error }, 'the rows of deleted runs could not be deleted; the next round tries again'))
+      .finally(() => {
+        sweeping = undefined
+      })
+    return sweeping
+  }
+
+  async function round(): Promise<void> {
+    for (let runs = 0; runs < ROUND_RUNS && !closed; ) {
+      const step = await deleteBatch()
+      if (step === 'nothing') return
+      if (step === 'gone') runs++
+    }
+  }
+
+  /** One transaction, on the oldest that no other instance works on. An import that was given up is swept as well, when it is due. */
+  async function deleteBatch(): Promise<'nothing' | 'more' | 'gone'> {
+    const { step, workspaceId, sha256s } = await sql.begin(async (tx) => {
+      const [due] = await tx<{ run_key: string; workspace_id: string }[]>`
+        select run_key, workspace_id from run_deletions d where due_at <= clock_timestamp() and not exists (select from runs where key = d.run_key)
+        order by due_at limit 1 for update skip locked`
+      if (!due) return { step: 'nothing' as const, workspaceId: '', sha256s: [] }
+      const { run_key: key, workspace_id: workspaceId } = due
+      const canonical = await tx`
+        delete from run_events_canonical where run_key = ${key} and seq in (
+          select seq from run_events_canonical where run_key = ${key} order by seq limit ${BATCH_ROWS})`
+      const raw = await tx`
+        delete from run_events_raw where run_key = ${key} and raw_seq in (
+          select raw_seq from run_events_raw where run_key = ${key} order by raw_seq limit ${BATCH_ROWS})`
+      const receipts = await tx`
+        delete from append_receipts where run_key = ${key} and request_key in (
+          select request_key from append_receipts where run_key = ${key} limit ${BATCH_ROWS})`
+      if (Math.max(canonical.count, raw.count, receipts.count) === BATCH_ROWS) return { step: 'more' as const, workspaceId, sha256s: [] }
+      await tx`delete from run_projections where run_key = ${key}`
+      await tx`delete from run_checkpoints where run_key = ${key}`
+      await tx`delete from producers where run_key = ${key}`
+      await tx`delete from run_sources where run_key = ${key}`
+      await tx`delete from webhook_deliveries where run_key = ${key}`
+      const artifacts = await tx<{ sha256: string }[]>`delete from run_artifacts where run_key = ${key} returning sha256`
+      await tx`delete from run_deletions where run_key = ${key}`
+      return { step: 'gone' as const, workspaceId, sha256s: artifacts.map((row) => row.sha256) }
+    })
+    // Content that is left over costs space only, and is found by the next run that has it deleted.
+    if (sha256s.length > 0) await collect?.(workspaceId, sha256s).catch((error) => log.warn({ err: error }, 'content of a deleted run could not be deleted'))
+    return step
+  }
+
+  return {
+    async delete(workspaceId, runId) {
+      const found = await sql.begin(async (tx) => {
+        const [run] = await tx<{ key: string; status: RunStatus }[]>`
+          select key, status from runs where workspace_id = ${workspaceId} and id = ${runId} for update`
+        if (!run) return undefined
+        if (!isTerminal(run.status)) return run
+        await tx`insert into run_deletions (run_key, workspace_id, run_id) values (${run.key}, ${workspaceId}, ${runId}) on conflict (run_key) do nothing`
+        // What another part would still act on goes with the run.
+        await tx`delete from run_sources where run_key = ${run.key}`
+        await tx`delete from webhook_deliveries where run_key = ${run.key} and status = 'pending'`
+        await tx`delete from runs where key = ${run.key} and status = any(string_to_array(${TERMINAL_STATUSES.join(',')}, ','))`
+        return run
+      })
+      if (!found) return 'missing'
+      if (!isTerminal(found.status)) return found.status
+      runKeys.forget(workspaceId, runId)
+      states.forget(found.key)
+      onDeleted(found.key)
+      return 'deleted'
+    },
+    sweep,
+    async close() {
+      closed = true
+      clearInterval(timer)
+      await sweeping
+    },
+  }
+}
