@@ -49,6 +49,8 @@ export interface NewRun {
   metadata: string | null
   tags: string[]
   descriptor: string | null
+  /** Where the service reads the run's events itself. */
+  source: string | null
   /** hex */
   request_hash: string
   idempotency_key: string | null

@@ -39,7 +39,15 @@ export async function insertRuns(tx: Queries, creates: NewRun[]): Promise<Set<st
       priority int, available_at timestamptz, max_attempts int, lease_ms int, concurrency_key text, parent_run_id text, input text, metadata text, tags text[],
       descriptor text, request_hash text, idempotency_key text, created_at timestamptz)
     on conflict do nothing returning key`
-  return new Set(rows.map((row) => row.key))
+  const created = new Set(rows.map((row) => row.key))
+  const sources = creates.flatMap(({ key, workspace_id, source }) => (source !== null && created.has(key) ? [{ key, workspace_id, source }] : []))
+  if (sources.length > 0) {
+    await tx`
+      insert into run_sources (run_key, workspace_id, config, status)
+      select key, workspace_id, source::json, 'waiting' from json_to_recordset(${JSON.stringify(sources)}::text::json)
+        as s(key uuid, workspace_id uuid, source text)`
+  }
+  return created
 }
 
 /** One index look-up a wanted event, whatever the planner believes of the table: its `limit` keeps this from becoming a join of all. */

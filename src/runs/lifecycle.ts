@@ -19,9 +19,21 @@ export interface Lifecycle {
   create(workspaceId: string, plan: RunPlan): Promise<{ runId: string; created: boolean }>
 }
 
-export function createLifecycle({ sql, log, now = Date.now }: { sql: Sql; log: GroupCommit; now?: () => number }): Lifecycle {
+/** @param deps.assertPlan throws for a run that cannot be, such as one with a source at an address that is refused */
+export function createLifecycle({
+  sql,
+  log,
+  now = Date.now,
+  assertPlan = () => {},
+}: {
+  sql: Sql
+  log: GroupCommit
+  now?: () => number
+  assertPlan?: (plan: RunPlan) => void
+}): Lifecycle {
   return {
     async create(workspaceId, plan) {
+      assertPlan(plan)
       const key = uuidv7(now())
       const id = plan.id ?? key
       const createdAt = new Date(now()).toISOString()
@@ -53,6 +65,7 @@ export function createLifecycle({ sql, log, now = Date.now }: { sql: Sql; log: G
             cancelCallback: plan.cancelCallback,
             descriptor: plan.descriptor,
           }),
+          source: jsonOrNull(plan.source),
           request_hash: hash,
           idempotency_key: plan.idempotencyKey ?? null,
           created_at: createdAt,
