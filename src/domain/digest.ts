@@ -23,7 +23,8 @@ const NAMING_OF: ReadonlyMap<string, readonly string[]> = new Map(
   Object.entries(EVENT_TYPES).map(([type, { data }]) => [
     type,
     // Two runs of the same thing may each have a name of their own.
-    NAMING.filter((name) => Object.hasOwn(data.properties, name) && !(type === 'run.created' && name === 'name')),
+    // The state of a snapshot is anything, and no name.
+    NAMING.filter((name) => Object.hasOwn(data.properties, name) && !(type === 'run.created' && name === 'name') && type !== 'state.snapshot'),
   ]),
 )
 

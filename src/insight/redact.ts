@@ -13,6 +13,7 @@ import { type TSchema, TypeGuard } from '@sinclair/typebox'
 import { type CanonicalEvent, EVENT_TYPES, type Reference } from '../domain/canonical-event.js'
 import { NAMING } from '../domain/digest.js'
 import { toUtc } from '../domain/time.js'
+import { isChosenId, isVolatileName, UUID_TEXT, volatileText } from '../domain/volatile.js'
 
 export const PROFILES = ['full', 'no-content', 'hashed'] as const
 export type Profile = (typeof PROFILES)[number]
@@ -28,7 +29,9 @@ const FOREIGN = words('input output metadata payload value content arguments res
 /** Texts that say what kind of thing it is. */
 const LABELS = new Set([
   ...NAMING,
-  ...words('type format rawType mode vote level severity unit relation modeName code errorCode sha256 mediaType version op finishReason finishReasons tools'),
+  ...words(
+    'type format rawType mode vote level severity unit relation modeName code errorCode sha256 mediaType version op finishReason finishReasons tools model provider queue decision',
+  ),
 ])
 const IDS = words('id sender recipients participants by actor from to previousOwner progressToken')
 const ID_NAME = /(?:Id|Ids|_id|_ids)$/
@@ -40,10 +43,8 @@ const IDENTIFIER = /^[A-Za-z_][A-Za-z0-9_]{0,39}$/
 /** Objects of the vocabulary; others in the data of an event are foreign. */
 const OWN_OBJECTS = words('usage agent error session participants patch tools')
 const LOOKS_LIKE_ID = /^[A-Za-z0-9._:~+/=#|-]{1,200}$/
-/** What makes a name volatile for a comparison (domain/digest.ts) stays with its hash. */
-const VOLATILE_END = /(?:^id|Id|Ids|At|Ms|Url|_id|_at|_ms)$|^(?:ts|timestamp|time|duration|latency|host|hostname|pid|port|ip|url|uri|path)$/
-/** 132 bits, in base64. */
-const HASH_CHARS = 22
+/** 128 bits. */
+const HASH_CHARS = 32
 /** Hashes that are remembered: texts come again and again. */
 const MAX_REMEMBERED = 10_000
 const MAX_REMEMBERED_CHARS = 200
@@ -92,7 +93,7 @@ export function createRedactor(profile: Profile, key: Buffer): Redactor {
   function hashOf(text: string): string {
     const known = remembered.get(text)
     if (known !== undefined) return known
-    const hash = createHmac('sha256', key).update(text).digest('base64url').slice(0, HASH_CHARS)
+    const hash = createHmac('sha256', key).update(text).digest('hex').slice(0, HASH_CHARS)
     if (text.length <= MAX_REMEMBERED_CHARS) {
       if (remembered.size >= MAX_REMEMBERED) remembered.clear()
       remembered.set(text, hash)
@@ -100,21 +101,32 @@ export function createRedactor(profile: Profile, key: Buffer): Redactor {
     return hash
   }
 
-  const idOf = (id: string) => (LOOKS_LIKE_ID.test(id) ? id : `h:${hashOf(id)}`)
+  /** An id that was chosen stays one that was, for a comparison (domain/volatile.ts), and one that was made up for the run one of those. */
+  function idOf(id: string): string {
+    if (LOOKS_LIKE_ID.test(id)) return id
+    const hash = hashOf(id)
+    return isChosenId(id) ? `h:${hash.replace(/\d/g, (digit) => 'ghijklmnop'.charAt(Number(digit)))}` : `h:${hash}`
+  }
 
-  /** A name in a foreign object. What the vocabulary has too says nothing. */
+  /** A name in a foreign object: what the vocabulary has too says nothing. What is volatile for a comparison stays so. */
   function nameOf(name: string): string {
     if (VOCABULARY.has(name)) return name
-    const end = VOLATILE_END.exec(name)?.[0] ?? ''
-    return end === name ? name : `h_${hashOf(name)}${end}`
+    return `h_${hashOf(name)}${isVolatileName(name) ? '_id' : ''}`
+  }
+
+  function hashedText(text: string): string {
+    const kind = volatileText(text)
+    if (kind === undefined) return `h:${hashOf(text)}`
+    return kind === UUID_TEXT ? hashOf(text).replace(/^(.{8})(.{4})(.{4})(.{4})/, '$1-$2-$3-$4-') : kind
   }
 
   /** A foreign value with its structure, each value in it hashed by itself. */
   function hashed(value: unknown): unknown {
     if (value === null || value === undefined) return value
+    if (typeof value === 'string') return hashedText(value)
     if (Array.isArray(value)) return value.map(hashed)
     if (isObject(value)) return Object.fromEntries(Object.entries(value).map(([name, member]) => [nameOf(name), hashed(member)]))
-    return `h:${hashOf(JSON.stringify(value))}`
+    return `h:${hashOf(` ${String(value)}`)}`
   }
 
   /** Undefined: it goes. */
@@ -127,7 +139,7 @@ export function createRedactor(profile: Profile, key: Buffer): Redactor {
     if (typeof value === 'string') return isId(name) ? idOf(value) : isLabel(name, value) ? value : content(value)
     if (typeof value !== 'object') return !open || isMeasure(name) ? value : content(value)
     if (open && !OWN_OBJECTS.has(name) && !(Array.isArray(value) && VOCABULARY.has(name))) return content(value)
-    if (!Array.isArray(value)) return fields(value, open || OWN_OBJECTS.has(name))
+    if (!Array.isArray(value)) return fields(value, open || name === 'session')
     const items = value.map((item) => (name === 'patch' && isObject(item) ? operation(item) : isObject(item) ? fields(item, open) : member(name, item, open)))
     return items.filter((item) => item !== undefined)
   }
@@ -155,9 +167,9 @@ export function createRedactor(profile: Profile, key: Buffer): Redactor {
 
   /** What the schema of the type, or the meaning of the event, cannot do without. */
   function required({ type, data }: { type: string; data: Readonly<Record<string, unknown>> }): Record<string, unknown> {
+    if (type === 'state.snapshot') return { state: content(data.state) ?? null }
     if (profile === 'hashed') return {}
     if (type === 'step.output' || type === 'message.delta') return { text: '' }
-    if (type === 'state.snapshot') return { state: null }
     return typeof data.error === 'string' ? { error: {} } : {}
   }
 
@@ -173,7 +185,7 @@ export function createRedactor(profile: Profile, key: Buffer): Redactor {
         ...(stepId !== undefined && { stepId: idOf(stepId) }),
         ...(actor && { actor: reference(actor) }),
         source: { ...source, ...(source.eventId !== undefined && { eventId: idOf(source.eventId) }) },
-        data: { ...required(event), ...fields(data, true) },
+        data: { ...fields(data, true), ...required(event) },
         // Still one of its type: a test redacts events of every type and checks them.
       } as CanonicalEvent
     },
