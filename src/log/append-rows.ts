@@ -156,7 +156,8 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
         insert into run_events_canonical (run_key, seq, ts, type, subject, shape, content, event) select k, n, t, y, u, h, d, e from events
       ) ${hooked ? outbox(tx) : tx``}
       update runs set last_seq = u.n, last_raw_seq = u.r, status = u.s, progress = u.p, attempt = u.a, error = u.e::json,
-        started_at = u.st, ended_at = u.en, updated_at = greatest(clock_timestamp(), runs.updated_at)
+        started_at = u.st, ended_at = u.en, updated_at = greatest(clock_timestamp(), runs.updated_at),
+        ${sessionTime(tx)}
         ${moved ? placementUpdate(tx) : tx``} ${used ? usageUpdate(tx) : tx``}
       from json_to_recordset(${JSON.stringify(updates)}::text::json)
         as u(k uuid, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, place json, usage json)
@@ -175,9 +176,19 @@ const placementUpdate = (tx: Queries) => tx`,
   lease_expires_at = case when u.place->'leaseExpiresAt' is null then runs.lease_expires_at else (u.place->>'leaseExpiresAt')::timestamptz end,
   lease_remaining_ms = case when u.place->'leaseRemainingMs' is null then runs.lease_remaining_ms else (u.place->>'leaseRemainingMs')::bigint end,
   lease_length_ms = case when u.place->'leaseLengthMs' is null then runs.lease_length_ms else (u.place->>'leaseLengthMs')::int end,
-  ttl_expires_at = case when u.place->'ttlExpiresAt' is null then runs.ttl_expires_at else (u.place->>'ttlExpiresAt')::timestamptz end,
-  ttl_remaining_ms = case when u.place->'ttlRemainingMs' is null then runs.ttl_remaining_ms else (u.place->>'ttlRemainingMs')::bigint end,
   cancel_requested_at = case when u.place->'cancelRequestedAt' is null then runs.cancel_requested_at else (u.place->>'cancelRequestedAt')::timestamptz end`
+
+/**
+ * The session's time (`session.ttlMs`) runs while the run does, whoever started or suspended it; else what is left of it is kept, and a new attempt has all of it.
+ * The descriptor is looked into only when a run begins to run.
+ */
+const sessionTime = (tx: Queries) => tx`
+  ttl_expires_at = case when u.s = 'running' then case when runs.status = 'running' then runs.ttl_expires_at else coalesce(
+    (u.place->>'ttlExpiresAt')::timestamptz, runs.ttl_expires_at,
+    clock_timestamp() + interval '1 millisecond' * coalesce(runs.ttl_remaining_ms, case when json_typeof(runs.descriptor->'session'->'ttlMs') = 'number'
+      then least(greatest((runs.descriptor->'session'->>'ttlMs')::numeric, 0), 315360000000)::bigint end)) end end,
+  ttl_remaining_ms = case when u.s = 'suspended' then coalesce((u.place->>'ttlRemainingMs')::bigint, runs.ttl_remaining_ms,
+    greatest(0, extract(epoch from runs.ttl_expires_at - clock_timestamp()) * 1000)::bigint) end`
 
 const usageUpdate = (tx: Queries) => tx`,
   input_tokens = case when u.usage is null then runs.input_tokens else least((u.usage->>'inputTokens')::numeric, 9007199254740991)::bigint end,
