@@ -161,13 +161,26 @@ export async function catchUp(sql: Queries, hot: HotState, toSeq: number): Promi
 
 /** Folds the events after `state.version` up to and with `toSeq` into `state`. */
 export async function foldFromLog(sql: Queries, runKey: string, state: FoldState, toSeq: number): Promise<void> {
-  while (state.version < toSeq) {
-    const rows = await sql<{ event: string }[]>`
-      select event::text as event from run_events_canonical
-      where run_key = ${runKey} and seq > ${state.version} and seq <= ${toSeq} order by seq limit ${PAGE_ROWS}`
-    if (rows.length === 0) return
-    for (const row of rows) foldEvent(state, JSON.parse(row.event) as CanonicalEvent)
-  }
+  while (state.version < toSeq) if ((await foldPage(sql, runKey, state, toSeq)).events === 0) return
+}
+
+/**
+ * Folds a page of them, each as it comes, so that they are never in memory together and the process has its turns between.
+ * Where it throws, `state` may have folded some of them: drop it.
+ */
+export async function foldPage(sql: Queries, runKey: string, state: FoldState, toSeq: number): Promise<{ events: number; bytes: number }> {
+  const page = { events: 0, bytes: 0 }
+  await sql`
+    select event from run_events_canonical
+    where run_key = ${runKey} and seq > ${state.version} and seq <= ${toSeq} order by seq limit ${PAGE_ROWS}`
+    .raw()
+    .forEach(([event]) => {
+      if (!event) return
+      foldEvent(state, JSON.parse(event.toString()) as CanonicalEvent)
+      page.events++
+      page.bytes += event.length
+    })
+  return page
 }
 
 /** A Postgres array literal of texts: parameters are passed as text (see db/client.ts). */

@@ -1,8 +1,9 @@
 /** The state of a run for a reader: never behind what was acknowledged before, on any instance. */
 import type { Sql } from '../db/client.js'
 import { RunplaneError, runNotFound } from '../errors.js'
-import { catchUp, foldFromLog, type HotState, type States } from '../log/states.js'
-import { createState, decodeState, encodeState, type FoldState, PROJECTION_SCHEMA_VERSION, viewState } from '../projections/fold.js'
+import { catchUp, type HotState, loadSnapshots, type States } from '../log/states.js'
+import { decodeState, encodeState, type FoldState, PROJECTION_SCHEMA_VERSION, viewState } from '../projections/fold.js'
+import type { Checkpoints } from './checkpoints.js'
 import { saveSnapshot } from './snapshots.js'
 
 export interface StateAnswer {
@@ -21,7 +22,10 @@ export interface RunStates {
   rebuild(run: { key: string; id: string }): Promise<StateAnswer>
 }
 
-export function createRunStates({ sql, states }: { sql: Sql; states: States }): RunStates {
+/** Events that are folded from the last snapshot without leaving checkpoints for the next reader. */
+const NEAR_EVENTS = 10_000
+
+export function createRunStates({ sql, states, checkpoints }: { sql: Sql; states: States; checkpoints: Checkpoints }): RunStates {
   async function headOf(run: { key: string; id: string }): Promise<number> {
     const [row] = await sql<{ last_seq: number }[]>`select last_seq from runs where key = ${run.key}`
     if (!row) throw runNotFound(run.id)
@@ -31,6 +35,10 @@ export function createRunStates({ sql, states }: { sql: Sql; states: States }): 
   async function current(hot: HotState, headSeq: number): Promise<FoldState> {
     // Under the lock a state in memory holds committed events only, and may be ahead of a head that was read before.
     if (hot.state && hot.state.version >= headSeq) return hot.state
+    if (!hot.state) {
+      await loadSnapshots(sql, [hot])
+      if (headSeq - hot.savedVersion > NEAR_EVENTS) hot.state = await checkpoints.stateAt(hot.runKey, headSeq)
+    }
     return catchUp(sql, hot, headSeq)
   }
 
@@ -46,9 +54,7 @@ export function createRunStates({ sql, states }: { sql: Sql; states: States }): 
       })
       if (atHead) return atHead.used
     }
-    const state = createState()
-    await foldFromLog(sql, run.key, state, seq ?? headSeq)
-    return use(state)
+    return use(await checkpoints.stateAt(run.key, seq ?? headSeq))
   }
 
   return {
@@ -57,9 +63,11 @@ export function createRunStates({ sql, states }: { sql: Sql; states: States }): 
     async rebuild(run) {
       return states.hold(run.key, async (hot) => {
         await sql`delete from run_projections where run_key = ${run.key}`
-        hot.state = createState()
+        await checkpoints.forget(run.key)
+        hot.state = undefined
         hot.savedVersion = 0
-        const state = await catchUp(sql, hot, await headOf(run))
+        const state = await checkpoints.stateAt(run.key, await headOf(run))
+        hot.state = state
         await saveSnapshot(sql, hot)
         return answer(state)
       })

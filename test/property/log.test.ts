@@ -6,9 +6,10 @@ import fc from 'fast-check'
 import { test } from 'tap'
 import { createLogReader } from '../../src/log/read.js'
 import { createState, encodeState, fold } from '../../src/projections/fold.js'
+import { createCheckpoints } from '../../src/runs/checkpoints.js'
 import { saveSnapshot } from '../../src/runs/snapshots.js'
 import { createRunStates } from '../../src/runs/state.js'
-import { testDatabase } from '../support/database.js'
+import { silent, testDatabase } from '../support/database.js'
 import { item, type LogInstance, logInstance, output, receiptOf, request, storedLog, upTo } from '../support/log.js'
 
 type Step =
@@ -37,6 +38,7 @@ test('any interleaving of writers, retries, readers and restarts keeps the invar
   const database = await testDatabase(t)
   const { sql } = database
   const reader = createLogReader({ sql })
+  const runStates = ({ states }: LogInstance) => createRunStates({ sql, states, checkpoints: createCheckpoints({ sql, states, everyEvents: 3, log: silent }) })
 
   await fc.assert(
     fc.asyncProperty(rounds, async (plan) => {
@@ -65,7 +67,7 @@ test('any interleaving of writers, retries, readers and restarts keeps the invar
             return instances[one.instance].states.hold(runs[one.run].key, (hot) => saveSnapshot(sql, hot))
           case 'read': {
             const known = Math.max(1, ...[...acknowledged[one.run].values()].flat())
-            const { version } = await createRunStates({ sql, states: instances[one.instance].states }).read(runs[one.run])
+            const { version } = await runStates(instances[one.instance]).read(runs[one.run])
             if (version < known) throw new Error(`a state at ${version} is behind ${known}, which was acknowledged`)
             return
           }
@@ -75,6 +77,7 @@ test('any interleaving of writers, retries, readers and restarts keeps the invar
             return
           case 'forget snapshots':
             await sql`delete from run_projections`
+            await sql`delete from run_checkpoints`
         }
       }
       // A restart closes its instance for writers: it has a round of its own.
@@ -93,10 +96,14 @@ test('any interleaving of writers, retries, readers and restarts keeps the invar
         if (JSON.stringify(ids) !== JSON.stringify([...stored.eventIds].sort())) throw new Error(`acknowledged are ${ids}, stored ${stored.eventIds}`)
         const events = stored.events.map(({ json }) => JSON.parse(json))
         const atOnce = encodeState(fold(createState(), events))
-        for (const { states } of instances) {
-          await createRunStates({ sql, states }).read({ key, id })
-          const held = await states.hold(key, async (hot) => hot.state && encodeState(hot.state))
+        for (const instance of instances) {
+          await runStates(instance).read({ key, id })
+          const held = await instance.states.hold(key, async (hot) => hot.state && encodeState(hot.state))
           if (held !== atOnce) throw new Error('the state in memory is not the fold of the log')
+        }
+        for (const seq of stored.seqs) {
+          const then = await runStates(instances[seq % 2 === 0 ? 0 : 1]).fold({ key, id }, seq)
+          if (encodeState(then) !== encodeState(fold(createState(), events.slice(0, seq)))) throw new Error(`the state at ${seq} is not the fold up to there`)
         }
         const page = await reader.pageOfEvents({ runKey: key, afterSeq: 0, limit: 1000, maxBytes: 10_000_000 })
         if (page?.count !== stored.seqs.length) throw new Error('a page misses events')

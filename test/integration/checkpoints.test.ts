@@ -1,0 +1,93 @@
+/** The state at any seq of a long run: checkpoints on the way, which are a cache. */
+import { test } from 'tap'
+import { createState, encodeState, fold, PROJECTION_SCHEMA_VERSION } from '../../src/projections/fold.js'
+import { createCheckpoints } from '../../src/runs/checkpoints.js'
+import { createRunStates } from '../../src/runs/state.js'
+import { serverDatabase, testDatabase } from '../support/database.js'
+import { item, logInstance, output, request, storedLog, upTo } from '../support/log.js'
+
+const EVERY = 10
+
+for (const kind of ['embedded', 'server'] as const) {
+  test(`states at a seq, ${kind}`, async (t) => {
+    const database = kind === 'server' ? await serverDatabase(t) : await testDatabase(t)
+    if (!database) return void t.pass('there is no server')
+    const { sql } = database
+    const instance = logInstance(database)
+    t.teardown(() => instance.log.close())
+    const { key, id } = await instance.createRun()
+    const warnings: unknown[] = []
+    const checkpoints = createCheckpoints({ sql, states: instance.states, everyEvents: EVERY, log: { warn: (details) => warnings.push(details) } })
+    const runStates = createRunStates({ sql, states: instance.states, checkpoints })
+    for (let n = 0; n < 12; n++) {
+      await instance.log.append(
+        request(key, [item({ type: 'step.started', subject: { kind: 'step', id: `s${n}` }, data: {} }), ...upTo(9).map((k) => output(`${n}.${k}`))]),
+      )
+    }
+    const events = (await storedLog(sql, key)).events.map(({ json }) => JSON.parse(json))
+    const headSeq = events.length
+    const expected = (seq: number) => encodeState(fold(createState(), events.slice(0, seq)))
+    const saved = async () => (await sql`select seq from run_checkpoints where run_key = ${key} order by seq`).map((row) => Number(row.seq))
+    const at = async (seq: number) => encodeState(await runStates.fold({ key, id }, seq))
+
+    await t.test('whoever folds past where checkpoints are missing leaves them, no denser than they should be', async (t) => {
+      await sql`delete from run_projections`
+      t.equal(await at(57), expected(57))
+      t.same(await saved(), [10, 20, 30, 40, 50])
+      t.equal(await at(33), expected(33))
+      t.equal(await at(59), expected(59))
+      t.same(await saved(), [10, 20, 30, 40, 50])
+    })
+
+    await t.test('every seq has the state that its fold has, with the checkpoints, without them, and asked for all at once', async (t) => {
+      const all = upTo(headSeq)
+      const wrong = async () => (await Promise.all(all.map(async (seq) => ((await at(seq)) === expected(seq) ? [] : [seq])))).flat()
+      t.same(await wrong(), [])
+      t.ok((await saved()).length >= Math.floor(headSeq / EVERY) - 1)
+      await sql`delete from run_checkpoints`
+      t.same(await wrong(), [])
+    })
+
+    await t.test('one of another schema version is not used, and is replaced; one that cannot be read is as good as none', async (t) => {
+      await sql`update run_checkpoints set state = '{"version":1,"folds":{}}', schema_version = ${PROJECTION_SCHEMA_VERSION + 1}`
+      t.equal(await at(77), expected(77))
+      t.same(
+        (await sql`select distinct schema_version from run_checkpoints where seq <= 70`).map((row) => row.schema_version),
+        [PROJECTION_SCHEMA_VERSION],
+      )
+      await sql`update run_checkpoints set state = '"rubbish"', schema_version = ${PROJECTION_SCHEMA_VERSION}`
+      t.equal(await at(77), expected(77))
+      t.equal(await at(78), expected(78))
+    })
+
+    await t.test('a rebuild makes them anew', async (t) => {
+      await sql`update run_checkpoints set state = (select state from run_checkpoints order by seq limit 1)`
+      await runStates.rebuild({ key, id })
+      t.equal(await at(77), expected(77))
+      t.equal(await at(headSeq), expected(headSeq))
+    })
+
+    await t.test('they are written behind the commits, of what is committed', async (t) => {
+      await sql`delete from run_checkpoints`
+      const behind = createCheckpoints({ sql, states: instance.states, everyEvents: EVERY, log: { warn: (details) => warnings.push(details) } })
+      instance.committed.length = 0
+      for (let n = 0; n < 3; n++) {
+        await instance.log.append(
+          request(
+            key,
+            upTo(9).map((k) => output(`behind ${n}.${k}`)),
+          ),
+        )
+        for (const batch of instance.committed.splice(0)) behind.committed(batch)
+      }
+      await behind.close()
+      t.equal((await saved()).length, 1, '27 events, in batches of 9')
+      const [seq = 0] = await saved()
+      const now = (await storedLog(sql, key)).events.map(({ json }) => JSON.parse(json))
+      const [row] = await sql<{ state: string }[]>`select state::text as state from run_checkpoints where run_key = ${key} and seq = ${seq}`
+      t.equal(row?.state, encodeState(fold(createState(), now.slice(0, seq))))
+    })
+
+    t.same(warnings, [])
+  })
+}
