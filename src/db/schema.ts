@@ -214,6 +214,17 @@ export const runCheckpoints = pgTable(
   (table) => [primaryKey({ columns: [table.runKey, table.seq] })],
 )
 
+/**
+ * Of runs whose first events retention has deleted: the state as it was before the first event that is kept. No cache: nothing else has it.
+ * One of an older schema version is read as far as it can be.
+ */
+export const runBases = pgTable('run_bases', {
+  runKey: uuid('run_key').primaryKey(),
+  seq: counter('seq').notNull(),
+  schemaVersion: integer('schema_version').notNull(),
+  state: json('state').notNull(),
+})
+
 /** Limits of a queue; one without a row has none. */
 export const queues = pgTable(
   'queues',
@@ -323,6 +334,8 @@ export const webhookDeliveries = pgTable(
     index('webhook_deliveries_pending').on(table.endpointId, table.runKey, table.seq).where(sql`status = 'pending'`),
     index('webhook_deliveries_due').on(table.endpointId, table.nextAt).where(sql`status = 'pending'`),
     index('webhook_deliveries_endpoint').on(table.endpointId, table.status, table.id),
+    // For deleting a run.
+    index('webhook_deliveries_run').on(table.runKey),
   ],
 )
 
@@ -341,7 +354,7 @@ export const auditLog = pgTable(
     outcome: text('outcome', { enum: ['done', 'refused', 'failed'] }).notNull(),
     detail: json('detail'),
   },
-  (table) => [index('audit_log_workspace').on(table.workspaceId, table.id)],
+  (table) => [index('audit_log_workspace').on(table.workspaceId, table.id), index('audit_log_target').on(table.workspaceId, table.targetId, table.id)],
 )
 
 /** Content by its SHA-256, once a workspace; small ones here, others in the store. */
