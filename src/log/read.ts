@@ -233,6 +233,31 @@ export function createLogReader({ sql }: { sql: Sql }) {
     },
 
     /**
+     * The same as lines of a bundle: the exact text of `pageOfRaw`, but for a body that has a line break of its own, which is `bodyText`, a JSON text of it.
+     * They share memory with what the driver has read: copy what is kept.
+     */
+    async pageOfRawLines({ runKey, afterRawSeq, limit, maxBytes }: { runKey: string; afterRawSeq: number; limit: number; maxBytes: number }) {
+      const lines: Buffer[] = []
+      await sql`
+        select concat('{"rawSeq":', raw_seq, ',"receivedAt":"', regexp_replace(to_char(received_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '000Z$', 'Z'),
+          '","format":', to_json(format), ',"rawType":', to_json(raw_type), ',"source":', to_json(source), ',"eventId":' || to_json(event_id), ',"seqs":[',
+          case seq_count when 0 then '' when 1 then first_seq::text
+            else (select string_agg(s::text, ',' order by s) from generate_series(first_seq, first_seq + seq_count - 1) s) end,
+          '],"body', case when position(chr(10) in body) + position(chr(13) in body) > 0 then concat('Text":', to_json(body)) else concat('":', body) end, '}')
+        from (
+          select *, sum(octet_length(body)) over (order by raw_seq rows unbounded preceding) - octet_length(body) as before
+          from (select * from run_events_raw where run_key = ${runKey} and raw_seq > ${afterRawSeq} order by raw_seq limit ${limit}) found
+        ) sized
+        where before < ${maxBytes} order by raw_seq`
+        .raw()
+        .forEach(([line]) => {
+          if (line) lines.push(line)
+        })
+      const last = lines.at(-1)
+      return { lines, lastRawSeq: last ? number(last.subarray('{"rawSeq":'.length, last.indexOf(0x2c))) : afterRawSeq }
+    },
+
+    /**
      * Events of all runs of a workspace, the runs by age, each run's events in order. The order never changes, so paging repeats and skips nothing
      * of what was there; what earlier runs get after the cursor has passed them is not in it.
      */

@@ -1,0 +1,231 @@
+/**
+ * What an export is made of: one run as of its head when the export begins. What comes later is not in it; what is there does not change.
+ * Events are read in keyset pages, one ahead of what is written, so that a slow reader holds no connection and at most two pages.
+ */
+import type { Sql } from '../db/client.js'
+import type { CanonicalEvent } from '../domain/canonical-event.js'
+import { RunplaneError, runNotFound } from '../errors.js'
+import type { LogReader } from '../log/read.js'
+import { PROJECTION_SCHEMA_VERSION, viewState } from '../projections/fold.js'
+import type { LlmFold } from '../projections/sections/llm.js'
+import { type RunTableRow, recordColumns, toRecord } from '../runs/record.js'
+import type { RunStates } from '../runs/state.js'
+import type { Manifest, Profile } from './bundle.js'
+import { metricsOf } from './metrics.js'
+import type { PriceTable } from './prices.js'
+import type { Redactor } from './redact.js'
+
+export interface ExportOptions {
+  format: 'json' | 'ndjson' | 'zip'
+  canonical: boolean
+  raw: boolean
+  artifacts: boolean
+  profile: Profile
+  fromSeq?: number | undefined
+  /** Canonical events at most. */
+  limit?: number | undefined
+}
+
+/** Events `from` to `to`, of which the log has `head`; none where `to` is below `from`. */
+export interface EventRange {
+  from: number
+  to: number
+  head: number
+}
+
+export type Omission = Manifest['omissions'][number]
+
+export interface ExportSubject {
+  runKey: string
+  runId: string
+  workspaceId: string
+  headSeq: number
+  headRawSeq: number
+  /** JSON texts. */
+  run: string
+  state: string
+  metrics: string
+  canonical: EventRange | undefined
+  raw: EventRange | undefined
+  artifacts: Manifest['artifacts']
+  omissions: Omission[]
+  complete: boolean
+  nextSeq: number | undefined
+  redactor: Redactor | undefined
+}
+
+/** What an artifact is read from; see insight/artifacts.ts. */
+export interface ArtifactSource {
+  list(runKey: string): Promise<Manifest['artifacts']>
+  open(workspaceId: string, sha256: string): Promise<{ body: AsyncIterable<Buffer> } | undefined>
+}
+
+export interface ExportSourceDeps {
+  sql: Sql
+  reader: LogReader
+  runStates: RunStates
+  prices: PriceTable
+  artifacts: ArtifactSource
+  redactorFor(profile: Profile): Promise<Redactor>
+}
+
+const PAGE_EVENTS = 1000
+const PAGE_BYTES = 524_288
+/** A run that is written all the time is folded at the head of its row, rather than met at rest. */
+const TRIES = 3
+
+export type ExportSource = ReturnType<typeof createExportSource>
+
+export function createExportSource({ sql, reader, runStates, prices, artifacts, redactorFor }: ExportSourceDeps) {
+  /** The run's row and the fold of its log at the same seq. */
+  async function atHead(workspaceId: string, runId: string) {
+    for (let attempt = 1; ; attempt++) {
+      const [row] = await sql<(RunTableRow & { first_raw_seq: number })[]>`
+        select ${recordColumns(sql)}, first_raw_seq from runs where workspace_id = ${workspaceId} and id = ${runId}`
+      if (!row) throw runNotFound(runId)
+      const fold = await runStates.fold({ key: row.key, id: runId }, attempt < TRIES ? undefined : row.last_seq)
+      if (fold.version === row.last_seq) return { row, fold }
+    }
+  }
+
+  /** Raw events belong to the canonical events that came of them; those of which none came, to the next one. */
+  async function rawRange(row: { key: string; last_raw_seq: number; first_raw_seq: number }, from: number, to: number, headSeq: number): Promise<EventRange> {
+    const after = async (seq: number) => {
+      const [found] = await sql<{ raw_seq: number }[]>`
+        select raw_seq from run_events_raw where run_key = ${row.key} and first_seq >= ${seq} order by raw_seq limit 1`
+      return found?.raw_seq ?? row.last_raw_seq + 1
+    }
+    const first = from <= 1 ? 1 : await after(from)
+    const last = to >= headSeq ? row.last_raw_seq : (await after(to + 1)) - 1
+    return { from: Math.max(first, row.first_raw_seq), to: Math.min(last, row.last_raw_seq), head: row.last_raw_seq }
+  }
+
+  async function* pages(subject: ExportSubject, range: EventRange, read: (after: number, limit: number) => Promise<Buffer[]>): AsyncGenerator<Buffer[]> {
+    const fetch = (after: number) => {
+      if (after >= range.to) return undefined
+      const page = read(after, Math.min(PAGE_EVENTS, range.to - after))
+      // Whoever stops in between never asks how it ended.
+      page.catch(() => {})
+      return page
+    }
+    let after = range.from - 1
+    let next = fetch(after)
+    while (next) {
+      const page = await next
+      if (page.length === 0) throw new RunplaneError('RUN_NOT_FOUND', `Events of run '${subject.runId}' were deleted while it was exported.`)
+      after += page.length
+      next = fetch(after)
+      yield page
+    }
+  }
+
+  return {
+    async begin(workspaceId: string, runId: string, options: ExportOptions): Promise<ExportSubject> {
+      const { row, fold } = await atHead(workspaceId, runId)
+      const redactor = options.profile === 'full' ? undefined : await redactorFor(options.profile)
+      const text = (value: unknown) => JSON.stringify(redactor ? redactor.record(value) : value)
+      const { last_seq: headSeq, first_seq: firstSeq } = row
+      const { fromSeq = 1, limit } = options
+      if (fromSeq > headSeq + 1) throw new RunplaneError('CURSOR_INVALID', `The run's head is ${headSeq}; fromSeq ${fromSeq} is beyond it.`)
+      const from = Math.max(fromSeq, firstSeq)
+      const to = Math.min(headSeq, limit === undefined ? headSeq : from + limit - 1)
+      const raw = options.raw && !redactor ? await rawRange(row, from, to, headSeq) : undefined
+      const stored = options.artifacts && !redactor ? await artifacts.list(row.key) : []
+      return {
+        runKey: row.key,
+        runId,
+        workspaceId,
+        headSeq,
+        headRawSeq: row.last_raw_seq,
+        // Who holds the run now is nothing of its past.
+        run: text({ ...toRecord(row), lease: null }),
+        state: text({ runId, version: fold.version, schemaVersion: PROJECTION_SCHEMA_VERSION, state: viewState(fold) }),
+        metrics: text(metricsOf(fold, prices)),
+        canonical: options.canonical ? { from, to, head: headSeq } : undefined,
+        raw,
+        artifacts: stored,
+        omissions: omissionsOf(options, { from, to, headSeq, firstSeq, raw, firstRawSeq: row.first_raw_seq }),
+        complete: options.canonical && from === 1 && to === headSeq,
+        nextSeq: to < headSeq ? to + 1 : undefined,
+        redactor,
+      }
+    },
+
+    /** Stored texts of the canonical events, without newlines. They share memory with what the driver has read: copy what is kept. */
+    async *canonical(subject: ExportSubject): AsyncGenerator<Buffer[]> {
+      const { redactor, canonical, runKey } = subject
+      if (!canonical) return
+      const read = async (afterSeq: number, limit: number) => {
+        const page = await reader.pageOfEvents({ runKey, afterSeq, limit, maxBytes: PAGE_BYTES })
+        // Fewer than the seqs that it goes over: retention has been there.
+        return page && page.scannedTo === afterSeq + page.count ? page.items : []
+      }
+      for await (const page of pages(subject, canonical, read)) {
+        yield redactor ? page.map((item) => Buffer.from(JSON.stringify(redactor.event(JSON.parse(item.toString()) as CanonicalEvent)))) : page
+      }
+    },
+
+    /** The events of these types, parsed, page by page. */
+    async *ofTypes(subject: ExportSubject, types: readonly string[] | undefined): AsyncGenerator<CanonicalEvent[]> {
+      const { redactor, canonical, runKey } = subject
+      if (!canonical) return
+      for (let afterSeq = canonical.from - 1; afterSeq < canonical.to; ) {
+        const limit = Math.min(PAGE_EVENTS, canonical.to - afterSeq)
+        const page = await reader.pageOfEvents({ runKey, afterSeq, limit, maxBytes: PAGE_BYTES, ...(types && { filter: { types } }) })
+        if (!page || page.scannedTo === afterSeq) throw new RunplaneError('RUN_NOT_FOUND', `Events of run '${subject.runId}' were deleted while it was exported.`)
+        afterSeq = page.scannedTo
+        const events = page.items.map((item) => JSON.parse(item.toString()) as CanonicalEvent).filter((event) => event.seq <= canonical.to)
+        yield redactor ? events.map((event) => redactor.event(event)) : events
+      }
+    },
+
+    /** What the run had used before the first event of the export. */
+    async usedBefore(subject: ExportSubject): Promise<LlmFold | undefined> {
+      const { canonical, runKey, runId } = subject
+      if (!canonical || canonical.from === 1) return undefined
+      return (await runStates.fold({ key: runKey, id: runId }, canonical.from - 1)).folds.llm
+    },
+
+    raw: (subject: ExportSubject): AsyncIterable<Buffer[]> =>
+      pages(subject, subject.raw ?? { from: 1, to: 0, head: 0 }, async (afterRawSeq, limit) => {
+        const { lines, lastRawSeq } = await reader.pageOfRawLines({ runKey: subject.runKey, afterRawSeq, limit, maxBytes: PAGE_BYTES })
+        return lastRawSeq === afterRawSeq + lines.length ? lines : []
+      }),
+
+    async artifact(subject: ExportSubject, sha256: string): Promise<AsyncIterable<Buffer>> {
+      const found = await artifacts.open(subject.workspaceId, sha256)
+      if (!found) throw new RunplaneError('NOT_FOUND', `Artifact ${sha256} was deleted while the run was exported.`)
+      return found.body
+    },
+  }
+}
+
+interface Bounds {
+  from: number
+  to: number
+  headSeq: number
+  firstSeq: number
+  firstRawSeq: number
+  raw: EventRange | undefined
+}
+
+/** What of the run is not in the bundle, and why. */
+function omissionsOf(options: ExportOptions, { from, to, headSeq, firstSeq, firstRawSeq, raw }: Bounds): Omission[] {
+  const omissions: Omission[] = []
+  const what = 'canonical_events'
+  if (!options.canonical) omissions.push({ what, reason: 'not asked for', fromSeq: 1, toSeq: headSeq })
+  else {
+    if (firstSeq > 1) omissions.push({ what, reason: 'no longer kept', fromSeq: 1, toSeq: firstSeq - 1 })
+    if (from > firstSeq) omissions.push({ what, reason: 'before fromSeq', fromSeq: firstSeq, toSeq: from - 1 })
+    if (to < headSeq) omissions.push({ what, reason: 'beyond the limit', fromSeq: to + 1, toSeq: headSeq })
+  }
+  const redacted = options.profile !== 'full'
+  if (!options.raw || redacted) omissions.push({ what: 'raw_events', reason: redacted ? 'redacted' : 'not asked for' })
+  else if (raw) {
+    if (firstRawSeq > 1) omissions.push({ what: 'raw_events', reason: 'no longer kept', fromSeq: 1, toSeq: firstRawSeq - 1 })
+    if (raw.from > Math.max(1, firstRawSeq)) omissions.push({ what: 'raw_events', reason: 'before fromSeq', fromSeq: firstRawSeq, toSeq: raw.from - 1 })
+    if (raw.to < raw.head) omissions.push({ what: 'raw_events', reason: 'beyond the limit', fromSeq: raw.to + 1, toSeq: raw.head })
+  }
+  if (!options.artifacts || redacted) omissions.push({ what: 'artifacts', reason: redacted ? 'redacted' : 'not asked for' })
+  return omissions
+}

@@ -1,0 +1,328 @@
+/**
+ * The tables of a bundle: Parquet with typed columns, which DuckDB, pandas and others open as they are. A row group is written as soon as it is
+ * full, so that what a table costs in memory does not grow with it.
+ */
+import type { SchemaElement } from 'hyparquet'
+import { ByteWriter, ParquetWriter } from 'hyparquet-writer'
+import type { CanonicalEvent } from '../domain/canonical-event.js'
+import { totalsOf } from '../projections/sections/llm.js'
+import { SECTIONS } from '../projections/sections.js'
+
+const ROW_GROUP_ROWS = 10_000
+/** Of the characters in its texts. */
+const ROW_GROUP_CHARS = 4_194_304
+
+type ColumnType = 'text' | 'integer' | 'number' | 'time'
+type Value = string | number | null | undefined
+type Columns = Readonly<Record<string, ColumnType>>
+type Row<C extends Columns> = { -readonly [Name in keyof C]: Value }
+
+const ELEMENTS: Record<ColumnType, Omit<SchemaElement, 'name'>> = {
+  text: { type: 'BYTE_ARRAY', converted_type: 'UTF8', logical_type: { type: 'STRING' } },
+  integer: { type: 'INT64' },
+  number: { type: 'DOUBLE' },
+  time: { type: 'INT64', converted_type: 'TIMESTAMP_MICROS', logical_type: { type: 'TIMESTAMP', isAdjustedToUTC: true, unit: 'MICROS' } },
+}
+
+const EVENTS = {
+  run_id: 'text',
+  seq: 'integer',
+  ts: 'time',
+  received_at: 'time',
+  type: 'text',
+  attempt: 'integer',
+  subject_kind: 'text',
+  subject: 'text',
+  step: 'text',
+  actor: 'text',
+  source: 'text',
+  tool: 'text',
+  model: 'text',
+  tokens: 'integer',
+  input_tokens: 'integer',
+  output_tokens: 'integer',
+  cost_usd: 'number',
+  duration_ms: 'number',
+  error: 'text',
+  data: 'text',
+} as const satisfies Columns
+
+const STEPS = {
+  run_id: 'text',
+  attempt: 'integer',
+  step: 'text',
+  name: 'text',
+  kind: 'text',
+  phase: 'text',
+  status: 'text',
+  first_seq: 'integer',
+  last_seq: 'integer',
+  started_at: 'time',
+  ended_at: 'time',
+  duration_ms: 'number',
+  error: 'text',
+} as const satisfies Columns
+
+const LLM_CALLS = {
+  run_id: 'text',
+  attempt: 'integer',
+  seq: 'integer',
+  ts: 'time',
+  call: 'text',
+  step: 'text',
+  status: 'text',
+  provider: 'text',
+  model: 'text',
+  input_tokens: 'integer',
+  output_tokens: 'integer',
+  cache_read_tokens: 'integer',
+  cache_write_tokens: 'integer',
+  reasoning_tokens: 'integer',
+  cost_usd: 'number',
+  latency_ms: 'number',
+  ttft_ms: 'number',
+  error: 'text',
+} as const satisfies Columns
+
+/** `take` gives the bytes that are ready, if any; `end` the rest. */
+function createTable<C extends Columns>(columns: C) {
+  const names = Object.keys(columns)
+  const writer = new ByteWriter(65_536)
+  const schema: SchemaElement[] = [
+    { name: 'root', num_children: names.length },
+    ...names.map((name) => ({ name, repetition_type: 'OPTIONAL' as const, ...ELEMENTS[columns[name] as ColumnType] })),
+  ]
+  const parquet = new ParquetWriter({ writer, schema, createdBy: 'runplane' })
+  let data: (string | number | bigint | null)[][] = names.map(() => [])
+  let chars = 0
+
+  function taken(): Buffer {
+    const bytes = Buffer.from(writer.getBytes())
+    writer.index = 0
+    return bytes
+  }
+
+  function writeGroup(): void {
+    if (data[0]?.length === 0) return
+    // Statistics of texts are of no use for what is asked of them, and cost as much as writing them.
+    parquet.write({
+      columnData: names.map((name, index) => ({ name, data: data[index] ?? [], statistics: columns[name] !== 'text' })),
+      rowGroupSize: ROW_GROUP_ROWS,
+    })
+    data = names.map(() => [])
+    chars = 0
+  }
+
+  return {
+    add(row: Row<C>): void {
+      for (let index = 0; index < names.length; index++) {
+        const name = names[index] as string
+        const value = physical(columns[name] as ColumnType, row[name])
+        if (typeof value === 'string') chars += value.length
+        data[index]?.push(value)
+      }
+    },
+    take(): Buffer | undefined {
+      if ((data[0]?.length ?? 0) < ROW_GROUP_ROWS && chars < ROW_GROUP_CHARS) return undefined
+      writeGroup()
+      return taken()
+    },
+    end(): Buffer {
+      writeGroup()
+      parquet.finish()
+      return taken()
+    },
+  }
+}
+
+/** What does not fit its column is null: events come from anywhere. */
+function physical(type: ColumnType, value: Value): string | number | bigint | null {
+  if (value === null || value === undefined) return null
+  switch (type) {
+    case 'text':
+      return String(value)
+    case 'number':
+      return typeof value === 'number' && Number.isFinite(value) ? value : null
+    case 'integer':
+      return typeof value === 'number' && Math.abs(value) <= Number.MAX_SAFE_INTEGER ? BigInt(Math.round(value)) : null
+    case 'time':
+      return typeof value === 'string' ? microseconds(value) : null
+  }
+}
+
+/** Of an RFC 3339 time in UTC with milliseconds or microseconds. */
+function microseconds(text: string): bigint | null {
+  const ms = Date.parse(text)
+  if (!Number.isFinite(ms)) return null
+  return BigInt(ms) * 1000n + (text.length === 27 ? BigInt(text.slice(23, 26)) : 0n)
+}
+
+export interface EventTable {
+  /** The types that it is made of; undefined: all. */
+  types: readonly string[] | undefined
+  add(event: CanonicalEvent): void
+  take(): Buffer | undefined
+  end(): Buffer
+}
+
+type Data = Readonly<Record<string, unknown>>
+const text = (value: unknown) => (typeof value === 'string' ? value : null)
+const numeric = (value: unknown) => (typeof value === 'number' ? value : null)
+const stepOf = (event: CanonicalEvent) => event.stepId ?? (event.subject.kind === 'step' ? event.subject.id : null)
+/** An error is a text, or an object with a message. */
+function errorOf({ error }: Data): string | null {
+  if (typeof error !== 'object' || error === null) return text(error)
+  return 'message' in error ? text(error.message) : null
+}
+
+const MAX_OPEN = 10_000
+/** Remembers the latest so many. */
+function remember<T>(map: Map<string, T>, key: string, value: T): T | undefined {
+  map.delete(key)
+  map.set(key, value)
+  if (map.size <= MAX_OPEN) return undefined
+  const [oldest] = map
+  if (!oldest) return undefined
+  map.delete(oldest[0])
+  return oldest[1]
+}
+
+/**
+ * A row an event. Its tokens and its cost are what it added to the totals of the run: the same use is often told twice, by a call and by the
+ * run's end, and a sum over the table is then what the state says.
+ */
+export function eventsTable(before = SECTIONS.llm.initial()): EventTable {
+  const table = createTable(EVENTS)
+  const llm = before
+  const reducers: Readonly<Record<string, ((state: typeof llm, event: never) => void) | undefined>> = SECTIONS.llm.on
+  let told = totalsOf(llm.sums)
+  const tools = new Map<string, string>()
+  return {
+    types: undefined,
+    add(event) {
+      const data: Data = event.data
+      const reduce = reducers[event.type]
+      let used: Partial<typeof told> = {}
+      if (reduce) {
+        // The table is read by the event's own type.
+        reduce(llm, event as never)
+        const now = totalsOf(llm.sums)
+        if (now.inputTokens !== told.inputTokens || now.outputTokens !== told.outputTokens || now.costUsd !== told.costUsd) {
+          used = {
+            totalTokens: now.totalTokens - told.totalTokens,
+            inputTokens: now.inputTokens - told.inputTokens,
+            outputTokens: now.outputTokens - told.outputTokens,
+            costUsd: now.costUsd - told.costUsd,
+          }
+        }
+        told = now
+      }
+      let tool: string | null = null
+      if (event.subject.kind === 'tool') {
+        if (typeof data.name === 'string') remember(tools, event.subject.id, data.name)
+        tool = tools.get(event.subject.id) ?? null
+      }
+      table.add({
+        run_id: event.runId,
+        seq: event.seq,
+        ts: event.ts,
+        received_at: event.receivedAt,
+        type: event.type,
+        attempt: event.attempt,
+        subject_kind: event.subject.kind,
+        subject: event.subject.id,
+        step: stepOf(event),
+        actor: event.actor?.id,
+        source: event.source.name,
+        tool,
+        model: text(data.model),
+        tokens: used.totalTokens,
+        input_tokens: used.inputTokens,
+        output_tokens: used.outputTokens,
+        cost_usd: used.costUsd,
+        duration_ms: numeric(data.durationMs) ?? numeric(data.latencyMs),
+        error: errorOf(data),
+        data: JSON.stringify(data),
+      })
+    },
+    take: table.take,
+    end: table.end,
+  }
+}
+
+/** A row a step of an attempt, when it has ended, or at the end of the table. */
+export function stepsTable(): EventTable {
+  const table = createTable(STEPS)
+  const open = new Map<string, Row<typeof STEPS>>()
+  return {
+    types: ['step.started', 'step.completed', 'step.failed', 'step.skipped'],
+    add(event) {
+      const data: Data = event.data
+      const key = `${event.attempt} ${event.subject.id}`
+      const begun = open.get(key)
+      const row: Row<typeof STEPS> = {
+        run_id: event.runId,
+        attempt: event.attempt,
+        step: event.subject.id,
+        name: text(data.name) ?? begun?.name,
+        kind: text(data.kind) ?? begun?.kind,
+        phase: text(data.phase) ?? begun?.phase,
+        status: event.type.slice('step.'.length),
+        first_seq: begun?.first_seq ?? event.seq,
+        last_seq: event.seq,
+        started_at: begun?.started_at,
+        ended_at: event.ts,
+        duration_ms: numeric(data.durationMs),
+        error: errorOf(data) ?? text(data.reason),
+      }
+      if (event.type !== 'step.started') {
+        open.delete(key)
+        if (row.duration_ms === null && typeof row.started_at === 'string') row.duration_ms = Math.max(0, Date.parse(event.ts) - Date.parse(row.started_at))
+        table.add(row)
+        return
+      }
+      // Started again without an end: the row of the first start says so.
+      if (begun) table.add(begun)
+      const dropped = remember(open, key, { ...row, status: 'running', first_seq: event.seq, started_at: event.ts, ended_at: null })
+      if (dropped) table.add(dropped)
+    },
+    take: table.take,
+    end() {
+      for (const row of open.values()) table.add(row)
+      return table.end()
+    },
+  }
+}
+
+/** A row a call of a language model that has ended, as it told it. */
+export function llmCallsTable(): EventTable {
+  const table = createTable(LLM_CALLS)
+  return {
+    types: ['llm.call.completed', 'llm.call.failed'],
+    add(event) {
+      const data: Data = event.data
+      table.add({
+        run_id: event.runId,
+        attempt: event.attempt,
+        seq: event.seq,
+        ts: event.ts,
+        call: event.subject.id,
+        step: stepOf(event),
+        status: event.type.slice('llm.call.'.length),
+        provider: text(data.provider),
+        model: text(data.model),
+        input_tokens: numeric(data.inputTokens),
+        output_tokens: numeric(data.outputTokens),
+        cache_read_tokens: numeric(data.cacheReadTokens),
+        cache_write_tokens: numeric(data.cacheWriteTokens),
+        reasoning_tokens: numeric(data.reasoningTokens),
+        cost_usd: numeric(data.costUsd),
+        latency_ms: numeric(data.latencyMs),
+        ttft_ms: numeric(data.ttftMs),
+        error: errorOf(data),
+      })
+    },
+    take: table.take,
+    end: table.end,
+  }
+}
