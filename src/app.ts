@@ -27,6 +27,7 @@ import { docsRoutes } from './http/routes/docs.js'
 import { eventsRoutes } from './http/routes/events.js'
 import { healthRoutes } from './http/routes/health.js'
 import { keysRoutes } from './http/routes/keys.js'
+import { queueRoutes } from './http/routes/queue.js'
 import { runsRoutes } from './http/routes/runs.js'
 import { streamRoutes } from './http/routes/stream.js'
 import { AppendAnswer } from './http/schemas/append.js'
@@ -42,7 +43,9 @@ import { createCheckpoints } from './runs/checkpoints.js'
 import { createCommands } from './runs/commands.js'
 import { startDeadlines } from './runs/deadlines.js'
 import { createDeletions } from './runs/deletions.js'
+import { createLeases } from './runs/leases.js'
 import { createLifecycle } from './runs/lifecycle.js'
+import { createClaims } from './runs/queue.js'
 import { type Snapshots, startSnapshots } from './runs/snapshots.js'
 import { createRunStates } from './runs/state.js'
 import { createHub } from './tail/hub.js'
@@ -85,11 +88,35 @@ export async function buildApp({
         checkpoints.committed(batch)
         wake.publish(batch.runKey)
       }
+      claims.committed(batches)
     },
     onGroup({ events, durationMs }) {
       metrics.appendGroupEvents.observe(events)
       metrics.commitSeconds.observe(durationMs / 1000)
     },
+  })
+  const leaseDefaults = {
+    leaseMs: config.LEASE_MS,
+    maxAttempts: config.MAX_ATTEMPTS,
+    retryBaseMs: config.RETRY_BASE_MS,
+    retryMaxMs: config.RETRY_MAX_MS,
+  }
+  const leases = createLeases({
+    sql,
+    log,
+    defaults: leaseDefaults,
+    checkMs: config.LEASE_CHECK_MS,
+    logger,
+    onArrived: (workspaceId, queue) => claims.arrived(workspaceId, queue),
+  })
+  const claims = createClaims({
+    sql,
+    log,
+    defaults: leaseDefaults,
+    pollMs: config.STREAM_POLL_MS,
+    logger,
+    publish: wake.publish,
+    onDelayed: leases.soon,
   })
   const outbound = createOutbound({ allowPrivate: config.OUTBOUND_ALLOW_PRIVATE })
   const lifecycle = createLifecycle({ sql, log })
@@ -115,6 +142,7 @@ export async function buildApp({
   app.addSchema(CanonicalEventSchema)
   app.addSchema(AppendAnswer)
   await app.register(runsRoutes, { sql, lifecycle, runStates, runKeys })
+  await app.register(queueRoutes, { sql, claims, leases, runKeys })
   await app.register(appendRoutes, { config, log, runKeys, metrics })
   await app.register(eventsRoutes({ log: reader }))
   await app.register(streamRoutes({ hub, log: reader, config, snapshotOf: (run) => runStates.read(run) }))
@@ -137,6 +165,8 @@ export async function buildApp({
   await app.register(docsRoutes())
 
   app.addHook('onClose', async () => {
+    await claims.close()
+    await leases.close()
     await deadlines.close()
     await deletions.close()
     await log.close()
@@ -145,6 +175,12 @@ export async function buildApp({
     await wake.close()
     await outbound.close()
   })
-  await wake.start(hub)
+  await wake.start({
+    watched: hub.watched,
+    wake(runKey) {
+      if (!claims.woken(runKey)) hub.wake(runKey)
+    },
+  })
+  leases.start()
   return app
 }

@@ -36,7 +36,14 @@ export const RunRecord = Type.Object(
     participants: Type.Array(Participant),
     session: nullable(Type.Record(Type.String(), Type.Unknown())),
     source: Type.Unknown({ description: 'without the values of its headers' }),
-    lease: nullable(Type.Object({ workerId: Type.String(), leaseExpiresAt: time, leaseMs: Type.Integer() })),
+    concurrencyKey: nullable(Type.String()),
+    cancelRequestedAt: nullable(time),
+    lease: nullable(
+      Type.Object(
+        { workerId: Type.String(), leaseExpiresAt: nullable(time), leaseMs: nullable(Type.Integer()) },
+        { description: 'who holds the run, and until when; without an end while the run is suspended' },
+      ),
+    ),
   },
   { $id: 'Run' },
 )
@@ -74,6 +81,11 @@ export interface RunTableRow {
   tags: string[]
   metadata: Record<string, unknown> | null
   descriptor: Descriptor | null
+  concurrency_key: string | null
+  cancel_requested_at: string | null
+  worker_id: string | null
+  lease_expires_at: string | null
+  lease_length_ms: number | null
 }
 
 /** The columns of a record, with times as RFC 3339 in UTC. */
@@ -81,7 +93,8 @@ export function recordColumns(sql: Sql) {
   const utc = (column: string) => sql`to_char(${sql(column)} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as ${sql(column)}`
   return sql`key, id, name, kind, status, progress, attempt, max_attempts, queue, priority, ${utc('available_at')}, parent_run_id, last_seq,
     last_raw_seq, first_seq, ${utc('created_at')}, ${utc('updated_at')}, ${utc('started_at')}, ${utc('ended_at')}, ${utc('archived_at')},
-    error, input, array_to_json(tags) as tags, metadata, descriptor`
+    error, input, array_to_json(tags) as tags, metadata, descriptor, concurrency_key, ${utc('cancel_requested_at')},
+    worker_id, ${utc('lease_expires_at')}, lease_length_ms`
 }
 
 export function toRecord(row: RunTableRow): RunRecord {
@@ -113,7 +126,9 @@ export function toRecord(row: RunTableRow): RunRecord {
     participants,
     session,
     source: source ? { ...source, headers: masked(source.headers) } : null,
-    lease: null,
+    concurrencyKey: row.concurrency_key,
+    cancelRequestedAt: row.cancel_requested_at,
+    lease: row.worker_id === null ? null : { workerId: row.worker_id, leaseExpiresAt: row.lease_expires_at, leaseMs: row.lease_length_ms },
   }
 }
 
@@ -127,4 +142,10 @@ export async function getRun(sql: Sql, workspaceId: string, runId: string): Prom
   const [row] = await sql<RunTableRow[]>`select ${recordColumns(sql)} from runs where workspace_id = ${workspaceId} and id = ${runId}`
   if (!row) throw runNotFound(runId)
   return toRecord(row)
+}
+
+/** Undefined for a run that is gone. */
+export async function runByKey(sql: Sql, key: string): Promise<RunRecord | undefined> {
+  const [row] = await sql<RunTableRow[]>`select ${recordColumns(sql)} from runs where key = ${key}`
+  return row && toRecord(row)
 }
