@@ -23,6 +23,7 @@ import { errorsPlugin } from './http/plugins/errors.js'
 import { requestsPlugin } from './http/plugins/requests.js'
 import { appendRoutes } from './http/routes/append.js'
 import { commandsRoutes } from './http/routes/commands.js'
+import { bundlesRoutes } from './http/routes/bundles.js'
 import { docsRoutes } from './http/routes/docs.js'
 import { eventsRoutes } from './http/routes/events.js'
 import { healthRoutes } from './http/routes/health.js'
@@ -32,6 +33,12 @@ import { runsRoutes } from './http/routes/runs.js'
 import { streamRoutes } from './http/routes/stream.js'
 import { AppendAnswer } from './http/schemas/append.js'
 import { serverOptions } from './http/server-options.js'
+import { createArtifacts } from './insight/artifacts.js'
+import { createBlobs } from './insight/blobs.js'
+import { createExporter } from './insight/export.js'
+import { createPrices } from './insight/prices.js'
+import { createRedactor } from './insight/redact.js'
+import { serviceSecret } from './insight/service-secret.js'
 import { createGroupCommit } from './log/group-commit.js'
 import { createLogReader } from './log/read.js'
 import { createRunKeys } from './log/run-keys.js'
@@ -129,6 +136,18 @@ export async function buildApp({
   const commands = createCommands({ sql, log, runKeys, lifecycle, deletions })
   const deadlines = startDeadlines({ sql, log, cancelGraceMs: config.CANCEL_GRACE_MS, logger })
 
+  const artifacts = createArtifacts({ sql, blobs: createBlobs(config), config })
+  const prices = createPrices()
+  const exporter = createExporter({
+    sql,
+    reader,
+    runStates,
+    prices,
+    artifacts,
+    redactorFor: async (profile) => createRedactor(profile, await serviceSecret(sql, 'redaction')),
+    log: logger,
+  })
+
   const app = Fastify(serverOptions(config, logger)).withTypeProvider<TypeBoxTypeProvider>()
   await app.register(errorsPlugin)
   await app.register(closingPlugin, { config })
@@ -146,6 +165,7 @@ export async function buildApp({
   await app.register(appendRoutes, { config, log, runKeys, metrics })
   await app.register(eventsRoutes({ log: reader }))
   await app.register(streamRoutes({ hub, log: reader, config, snapshotOf: (run) => runStates.read(run) }))
+  await app.register(bundlesRoutes({ exporter }))
   await app.register(keysRoutes({ keys }))
   await app.register(commandsRoutes, { sql, commands })
   await app.register(
@@ -178,7 +198,9 @@ export async function buildApp({
   await wake.start({
     watched: hub.watched,
     wake(runKey) {
-      if (!claims.woken(runKey)) hub.wake(runKey)
+      if (claims.woken(runKey)) return
+      states.stale(runKey)
+      hub.wake(runKey)
     },
   })
   leases.start()

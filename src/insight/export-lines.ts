@@ -3,8 +3,8 @@
  * as strict as this is exact: a byte that this would not have written is refused.
  */
 import { ARTIFACTS_FOLDER, CANONICAL_FILE, CHECKS_FILE, createFileTally, RAW_FILE, SECTIONS, type Section } from './bundle.js'
-import { createExportTally } from './export-tally.js'
 import type { ExportSource, ExportSubject } from './export-source.js'
+import { createExportTally } from './export-tally.js'
 
 /** Of an artifact, so many bytes are in one record; a multiple of 3, so that only the last has padding. */
 const ARTIFACT_PIECE_BYTES = 49_152

@@ -172,7 +172,8 @@ export function createExportSource({ sql, reader, runStates, prices, artifacts, 
       for (let afterSeq = canonical.from - 1; afterSeq < canonical.to; ) {
         const limit = Math.min(PAGE_EVENTS, canonical.to - afterSeq)
         const page = await reader.pageOfEvents({ runKey, afterSeq, limit, maxBytes: PAGE_BYTES, ...(types && { filter: { types } }) })
-        if (!page || page.scannedTo === afterSeq) throw new RunplaneError('RUN_NOT_FOUND', `Events of run '${subject.runId}' were deleted while it was exported.`)
+        if (!page || page.scannedTo === afterSeq)
+          throw new RunplaneError('RUN_NOT_FOUND', `Events of run '${subject.runId}' were deleted while it was exported.`)
         afterSeq = page.scannedTo
         const events = page.items.map((item) => JSON.parse(item.toString()) as CanonicalEvent).filter((event) => event.seq <= canonical.to)
         yield redactor ? events.map((event) => redactor.event(event)) : events

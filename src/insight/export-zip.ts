@@ -17,12 +17,7 @@ const COMPRESSION_LEVEL = 3
 const END_RECORD_BYTES = 22
 
 /** @param errorText what is told of a failure in error.json; there is no manifest then. */
-export async function* exportZip(
-  source: ExportSource,
-  subject: ExportSubject,
-  header: string,
-  errorText: (error: unknown) => string,
-): AsyncGenerator<Buffer> {
+export async function* exportZip(source: ExportSource, subject: ExportSubject, header: string, errorText: (error: unknown) => string): AsyncGenerator<Buffer> {
   const tally = createExportTally(subject)
   const zip = new ZipFile()
   const mtime = new Date(JSON.parse(subject.run).updatedAt)

@@ -58,7 +58,10 @@ export function createExporter(deps: ExportSourceDeps & { log: { error(details: 
         fileName: `${runId}.${options.format}`,
         contentType: CONTENT_TYPES[options.format],
         stream: () => {
-          const stream = Readable.from(watched(bytes(), () => stream.destroy()), { objectMode: false })
+          const stream = Readable.from(
+            watched(bytes(), () => stream.destroy()),
+            { objectMode: false },
+          )
           return stream
         },
       }
@@ -66,7 +69,11 @@ export function createExporter(deps: ExportSourceDeps & { log: { error(details: 
   }
 }
 
-async function* withErrorRecord(wire: LineWire, write: (wire: LineWire) => AsyncIterable<Buffer>, errorText: (error: unknown) => string): AsyncGenerator<Buffer> {
+async function* withErrorRecord(
+  wire: LineWire,
+  write: (wire: LineWire) => AsyncIterable<Buffer>,
+  errorText: (error: unknown) => string,
+): AsyncGenerator<Buffer> {
   try {
     yield* write(wire)
   } catch (error) {

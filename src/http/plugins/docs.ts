@@ -13,6 +13,7 @@ const TAGS = [
   { name: 'events', description: 'Post events, read them' },
   { name: 'runs', description: 'Create runs, list them, read their state' },
   { name: 'tail', description: 'Tail a run' },
+  { name: 'insight', description: 'Take runs away and bring them back, compare them, replay them, their numbers' },
   { name: 'access', description: 'API keys' },
   { name: 'operation', description: 'Health, metrics and this document' },
 ]
