@@ -48,7 +48,7 @@ const HeartbeatAnswer = Type.Object({
 const QueueParams = Type.Object({ name: queue })
 
 export const queueRoutes: FastifyPluginAsyncTypebox<QueueRoutesDeps> = async (app, { sql, claims, leases, runKeys }) => {
-  for (const schema of [ClaimBody, HeartbeatBody, ReleaseBody, QueueLimits, QueueRecord]) app.addSchema(schema)
+  for (const schema of [RunRecord, ClaimBody, HeartbeatBody, ReleaseBody, QueueLimits, QueueRecord]) app.addSchema(schema)
   const record = reference(RunRecord)
   // Those that wait are answered before the server waits for its connections.
   app.addHook('preClose', async () => claims.stop())
