@@ -1,0 +1,92 @@
+/**
+ * One attempt: a signed POST. The status decides; of the body a few KB are kept for whoever looks into a failure.
+ * Redirects are not followed: what is signed for one address is not for another.
+ */
+import { request } from 'undici'
+import type { Outbound } from '../ops/outbound.js'
+import { VERSION } from '../ops/version.js'
+import { retryAfterMs } from './retries.js'
+import { inForce, type Secret, signatures } from './secrets.js'
+
+export const MAX_ANSWER_BYTES = 2048
+const MAX_ERROR_CHARACTERS = 500
+
+export interface Post {
+  id: string
+  url: string
+  secrets: readonly Secret[]
+  body: string
+  timeoutMs: number
+  /** Ends the attempt early. */
+  signal: AbortSignal
+}
+
+export type PostOutcome =
+  | { kind: 'answered'; status: number; answer: string; retryAfterMs: number | undefined; durationMs: number }
+  /** No answer, or none that is HTTP. */
+  | { kind: 'unreachable'; error: string; durationMs: number }
+  /** By `signal`: whether it arrived is not known. */
+  | { kind: 'aborted' }
+
+/** @throws never */
+export async function post(outbound: Pick<Outbound, 'dispatcher'>, { id, url, secrets, body, timeoutMs, signal }: Post): Promise<PostOutcome> {
+  const startedMs = performance.now()
+  const timestampS = Math.floor(Date.now() / 1000)
+  const timeout = AbortSignal.timeout(timeoutMs)
+  try {
+    const response = await request(url, {
+      dispatcher: outbound.dispatcher,
+      method: 'POST',
+      headers: {
+        'content-type': 'application/json',
+        'user-agent': `Runplane/${VERSION}`,
+        'webhook-id': id,
+        'webhook-timestamp': String(timestampS),
+        'webhook-signature': signatures({ id, timestampS, body }, inForce(secrets, timestampS * 1000)),
+      },
+      body,
+      signal: AbortSignal.any([timeout, signal]),
+      headersTimeout: 0,
+      bodyTimeout: 0,
+    })
+    const answer = await beginningOf(response.body)
+    const retryAfter = response.headers['retry-after']
+    return {
+      kind: 'answered',
+      status: response.statusCode,
+      answer,
+      retryAfterMs: retryAfterMs(Array.isArray(retryAfter) ? retryAfter[0] : retryAfter, Date.now()),
+      durationMs: performance.now() - startedMs,
+    }
+  } catch (error) {
+    if (signal.aborted) return { kind: 'aborted' }
+    return { kind: 'unreachable', error: timeout.aborted ? `no answer within ${timeoutMs} ms` : messageOf(error), durationMs: performance.now() - startedMs }
+  }
+}
+
+/** What came of the body before its limit, its end or a fault: the status has been said already. */
+async function beginningOf(body: AsyncIterable<Buffer>): Promise<string> {
+  const chunks: Buffer[] = []
+  let bytes = 0
+  try {
+    for await (const chunk of body) {
+      chunks.push(chunk)
+      bytes += chunk.length
+      // Leaving the loop closes the connection.
+      if (bytes > MAX_ANSWER_BYTES) break
+    }
+  } catch {
+    // The connection was cut, or the time is over.
+  }
+  return storable(Buffer.concat(chunks).subarray(0, MAX_ANSWER_BYTES).toString('utf8'))
+}
+
+function messageOf(error: unknown): string {
+  const told = error instanceof AggregateError ? error.errors[0] : error
+  const code = error instanceof Error && 'code' in error ? ` (${String(error.code)})` : ''
+  const message = told instanceof Error ? told.message : String(told)
+  return storable(`${message}${message.includes(code.slice(2, -1)) ? '' : code}`.slice(0, MAX_ERROR_CHARACTERS))
+}
+
+/** PostgreSQL's text holds no NUL. */
+const storable = (text: string) => text.replaceAll('\0', '\ufffd').toWellFormed()
