@@ -61,6 +61,12 @@ export const ConfigSchema = Type.Object({
   SOURCE_RETRY_MS: integer(10, 3_600_000, 1000, 'milliseconds before a source that closed is asked again, doubled each time'),
   SOURCE_RETRY_MAX_MS: integer(10, 3_600_000, 30_000, 'milliseconds between two tries at most'),
   SOURCE_MAX_FAILURES: integer(1, 1_000_000, 100, 'tries in a row that do not reach a source after which its run is failed'),
+  WEBHOOK_TIMEOUT_MS: integer(100, 60_000, 15_000, 'milliseconds that one attempt to send to a webhook may take'),
+  WEBHOOK_RETRY_MS: integer(1000, 604_800_000, 86_400_000, 'milliseconds for which a delivery is tried again before it is dead'),
+  WEBHOOK_CONCURRENCY: integer(1, 100, 8, 'deliveries that this instance sends to one webhook at once'),
+  WEBHOOK_POLL_MS: integer(50, 3_600_000, 1000, 'milliseconds between two looks for deliveries that are due'),
+  WEBHOOK_KEEP_DELIVERED_HOURS: integer(1, 87_600, 72, 'hours that deliveries which arrived are kept'),
+  WEBHOOK_KEEP_DEAD_HOURS: integer(1, 87_600, 720, 'hours that deliveries which never arrived are kept'),
   OUTBOUND_ALLOW_PRIVATE: Type.Boolean({ default: false, description: 'true: sources, callbacks and webhooks may be at loopback and private addresses' }),
   CANCEL_GRACE_MS: integer(0, 86_400_000, 30_000, 'milliseconds that a worker has to end a run that is to be cancelled, before it is cancelled all the same'),
   MODEL_PRICES_FILE: Type.Optional(
