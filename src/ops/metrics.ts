@@ -49,6 +49,13 @@ export function createMetrics(now: { queuedEvents: () => number; openStreams: ()
         this.set(now.openStreams())
       },
     }),
+    webhookAttemptSeconds: new Histogram({
+      name: 'runplane_webhook_attempt_duration_seconds',
+      help: 'Attempts to send to a webhook, from the connection to the end of the answer; failed ones are tried again, dead ones are not',
+      labelNames: ['outcome'] as const,
+      buckets: [0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 30],
+      registers,
+    }),
   }
 }
 export type Metrics = ReturnType<typeof createMetrics>

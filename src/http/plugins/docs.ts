@@ -14,6 +14,7 @@ const TAGS = [
   { name: 'runs', description: 'Create runs, list them, read their state' },
   { name: 'tail', description: 'Tail a run' },
   { name: 'insight', description: 'Take runs away and bring them back, compare them, replay them, their numbers' },
+  { name: 'webhooks', description: 'Send events to where they are wanted' },
   { name: 'access', description: 'API keys' },
   { name: 'operation', description: 'Health, metrics and this document' },
 ]
