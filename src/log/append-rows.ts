@@ -120,14 +120,20 @@ function placeColumns(tx: Queries) {
     'now', to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))`
 }
 
-/** Both event tables and the runs in one statement, sent before this returns. */
-export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out: Rows): Promise<void> {
+/**
+ * Both event tables and the runs in one statement, sent before this returns.
+ * @param guarded by itself, without a transaction around it: it takes the locks and stores nothing, but fails (22012, division by zero),
+ *   unless every run is where `work` began
+ */
+export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out: Rows, guarded = false): Promise<void> {
   const changed = [...works.values()].filter((run) => run.committed.length > 0 || run.lastRawSeq > run.row.last_raw_seq)
   if (changed.length === 0) return
   const updates = changed.map((run) => {
     const { status, progress, attempt, error, startedAt, endedAt } = summary(run.state)
     return {
       k: run.row.key,
+      f: run.row.last_seq,
+      g: run.row.last_raw_seq,
       n: run.lastSeq,
       r: run.lastRawSeq,
       s: status,
@@ -144,14 +150,18 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
   const moved = changed.some(isMoved)
   const used = changed.some((run) => run.usageChanged)
   const hooked = changed.some((run) => run.row.hooked)
+  const held = guarded ? tx`where (select yes from held) = 1` : tx``
   await tx`
-      with raw as (
+      with u as (
+        select * from json_to_recordset(${JSON.stringify(updates)}::text::json)
+          as u(k uuid, f bigint, g bigint, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, place json, usage json)
+      ) ${guarded ? guard(tx, changed.length) : tx``}, raw as (
         insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
         select k, n, at, f, c, fmt, rt, s, i, b from json_to_recordset(${`[${out.raw.join(',')}]`}::text::json)
-          as r(k uuid, n bigint, at timestamptz, f bigint, c smallint, fmt text, rt text, s text, i text, b text)
+          as r(k uuid, n bigint, at timestamptz, f bigint, c smallint, fmt text, rt text, s text, i text, b text) ${held}
       ), events as (
         select * from json_to_recordset(${`[${out.canonical.join(',')}]`}::text::json)
-          as r(k uuid, n bigint, t timestamptz, y text, u text, h bigint, d bigint, e json)
+          as r(k uuid, n bigint, t timestamptz, y text, u text, h bigint, d bigint, e json) ${held}
       ), canonical as (
         insert into run_events_canonical (run_key, seq, ts, type, subject, shape, content, event) select k, n, t, y, u, h, d, e from events
       ) ${hooked ? outbox(tx) : tx``}
@@ -159,10 +169,15 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
         started_at = u.st, ended_at = u.en, updated_at = greatest(clock_timestamp(), runs.updated_at),
         ${sessionTime(tx)}
         ${moved ? placementUpdate(tx) : tx``} ${used ? usageUpdate(tx) : tx``}
-      from json_to_recordset(${JSON.stringify(updates)}::text::json)
-        as u(k uuid, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, place json, usage json)
-      where runs.key = u.k`.execute()
+      from u where runs.key = u.k`.execute()
 }
+
+/** Locks the rows before anything is inserted, so that two writers cannot wait for each other; a row that has moved on is not among them. */
+const guard = (tx: Queries, runs: number) => tx`, locked as (
+  select r.key from u join runs r on r.key = u.k where r.last_seq = u.f and r.last_raw_seq = u.g order by r.key for update of r
+), held as (
+  select 1 / (case when (select count(*) from locked) = ${runs}::int then 1 else 0 end) as yes
+)`
 
 const isMoved = (run: RunWork) => run.placement !== (run.row.place ?? UNREAD)
 
@@ -204,7 +219,7 @@ const outbox = (tx: Queries) => tx`, outbox as (
   insert into webhook_deliveries (id, endpoint_id, workspace_id, run_key, run_id, seq, type, status, next_at, created_at)
   select gen_random_uuid(), w.id, w.workspace_id, e.k, r.id, e.n, e.y, 'pending', clock_timestamp(), clock_timestamp()
   from events e join runs r on r.key = e.k join webhook_endpoints w on w.workspace_id = r.workspace_id and w.enabled
-  where exists (select from unnest(w.types) p where p = '*' or p = e.y or (right(p, 2) = '.*' and starts_with(e.y, left(p, -1))))
+  where (select exists (select from webhook_endpoints where enabled)) and exists (select from unnest(w.types) p where p = '*' or p = e.y or (right(p, 2) = '.*' and starts_with(e.y, left(p, -1))))
 )`
 
 /** What few requests have. Each statement is sent only while the transaction is known to be there. */

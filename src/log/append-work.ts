@@ -11,8 +11,8 @@ import { RunplaneError } from '../errors.js'
 import { subjectOf } from '../ingest/subject.js'
 import { type FoldState, foldEvent } from '../projections/fold.js'
 import { changesUsage } from '../projections/usage.js'
-import type { AppendItem, AppendReceipt, AppendRequest, ItemResult, PlacedRun } from './append-request.js'
-import type { CommittedEvent } from './committed.js'
+import type { AppendItem, AppendOutcome, AppendReceipt, AppendRequest, ItemResult, PlacedRun } from './append-request.js'
+import type { CommittedBatch, CommittedEvent } from './committed.js'
 
 /** Who the control plane is in `source`. Its events have no raw event: their rawSeq is 0. */
 const CONTROL_PLANE = 'runplane'
@@ -23,7 +23,8 @@ export interface RunRow {
   workspace_id: string
   last_seq: number
   last_raw_seq: number
-  xid: string
+  /** Of the transaction, where there is one. */
+  xid?: string
   /** There is a webhook endpoint, of whichever workspace. */
   hooked: boolean
   /** Only where a request of the group asks for it. */
@@ -75,19 +76,75 @@ export interface Rows {
   cursors: Map<string, { cursor: string | null }>
 }
 
-export function markOf(run: RunWork, out: Rows): number {
+/** What was found in the database for a group. */
+export interface Found {
+  /** Keys of the runs that the group has made. */
+  created: Set<string>
+  known: Map<string, KnownEvent>
+  receipts: Map<string, ReceiptRow>
+  /** Of sources: the instance that reads them. */
+  owners: Map<string, string | null>
+}
+
+export function noRows(): Rows {
+  return { raw: [], canonical: [], producers: new Map(), changedProducers: new Set(), receipts: [], cursors: new Map() }
+}
+
+/** @param state of exactly `row.last_seq` */
+export function beginWork(row: RunRow, state: FoldState): RunWork {
+  const { last_seq: lastSeq, last_raw_seq: lastRawSeq } = row
+  return {
+    row,
+    state,
+    firstSeq: lastSeq + 1,
+    lastSeq,
+    lastRawSeq,
+    status: state.folds.run.status,
+    placement: row.place ?? UNREAD,
+    usageChanged: false,
+    committed: [],
+  }
+}
+
+/** Works off the requests in order, folding into the states of `works` and gathering in `out` what is to be stored. */
+export function workOff(requests: readonly AppendRequest[], works: Map<string, RunWork>, found: Found, out: Rows) {
+  const outcomes = requests.map((request): AppendOutcome => {
+    const run = works.get(request.runKey)
+    if (request.create && !found.created.has(request.runKey)) return { kind: 'taken' }
+    if (!run) return { kind: 'missing' }
+    const mark = markOf(run, out)
+    try {
+      return { kind: 'done', receipt: appendOne(request, run, found, out) }
+    } catch (error) {
+      // A refusal comes before anything of its request is numbered; anything else spoils the state and ends the transaction.
+      if (error instanceof RunplaneError && mark === markOf(run, out)) return { kind: 'refused', error }
+      throw error
+    }
+  })
+  const committed: CommittedBatch[] = []
+  let events = 0
+  for (const run of works.values()) {
+    if (run.committed.length === 0) continue
+    events += run.committed.length
+    committed.push({
+      runKey: run.row.key,
+      runId: run.row.id,
+      workspaceId: run.row.workspace_id,
+      firstSeq: run.firstSeq,
+      lastSeq: run.lastSeq,
+      events: run.committed,
+      status: run.status,
+    })
+  }
+  return { outcomes, committed, events }
+}
+
+function markOf(run: RunWork, out: Rows): number {
   return run.lastSeq + run.lastRawSeq + out.receipts.length + out.changedProducers.size
 }
 
 /** Works off one request: the checks that may refuse it, then its items, then the control plane's own events. */
-export function appendOne(
-  request: AppendRequest,
-  run: RunWork,
-  known: Map<string, KnownEvent>,
-  receipts: Map<string, ReceiptRow>,
-  owners: Map<string, string | null>,
-  out: Rows,
-): AppendReceipt {
+function appendOne(request: AppendRequest, run: RunWork, { known, receipts, owners }: Found, out: Rows): AppendReceipt {
   const repeat = findRepeat(request, run, receipts, out)
   if (repeat) return repeat
   if (request.ifMatch !== undefined && request.ifMatch !== run.lastSeq) {

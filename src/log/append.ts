@@ -22,7 +22,7 @@ import {
   insertRuns,
   lockRuns,
 } from './append-rows.js'
-import { appendOne, markOf, type Rows, type RunWork, UNREAD } from './append-work.js'
+import { beginWork, noRows, type Rows, type RunWork, workOff } from './append-work.js'
 import type { CommittedBatch } from './committed.js'
 import { catchUp, type HotState, loadSnapshots } from './states.js'
 
@@ -33,13 +33,24 @@ export interface GroupResult {
   events: number
 }
 
+/** What is remembered between the attempts at one group. */
+export interface Attempts {
+  /** A connection was lost while this was stored at once: nobody knows yet whether it was. */
+  uncertain?: { result: GroupResult; runKey: string; seq: number; json: string }
+}
+
+/** For so long a run to which somebody else writes is stored in two round trips. */
+const CONTENDED_MS = 10_000
+
 /**
  * Stores a group of requests in one transaction. The caller holds the locks of `hot`, one for each run of the group, and the connection.
  * Outcomes are in the order of `requests`. Throws what the database throws: then nothing is stored, and the states are dropped.
  *
- * Two round trips: what the work needs to know goes with the BEGIN, and the COMMIT goes with what it stores (a COMMIT after a failed
- * statement is a ROLLBACK). Each round trip of a busy process costs 2 ms of waiting for its turns, a third of the whole transaction.
+ * Where all that the work needs to know is in memory, it is one statement, which stores only if nobody else has written meanwhile; else two
+ * round trips: what the work needs to know goes with the BEGIN, and the COMMIT goes with what it stores (a COMMIT after a failed
+ * statement is a ROLLBACK). Each round trip of a busy process costs 2 ms of waiting for its turns.
  * @param connection for the transaction; `sql`, the pool, for what is asked outside of it
+ * @param attempts the same object for each attempt at this group
  * @param options.probe does everything but the commit
  */
 export async function appendGroup(
@@ -47,8 +58,13 @@ export async function appendGroup(
   sql: Sql,
   requests: readonly AppendRequest[],
   hot: Map<string, HotState>,
+  attempts: Attempts = {},
   options: { probe?: boolean } = {},
 ): Promise<GroupResult> {
+  if (!options.probe && !attempts.uncertain && isKnown(requests, hot)) {
+    const result = await storeAtOnce(connection, requests, hot, attempts)
+    if (result) return result
+  }
   const tx = connection.sql
   let inTransaction = false
   try {
@@ -56,7 +72,7 @@ export async function appendGroup(
     await loadSnapshots(sql, hot.values())
     connection.begin()
     inTransaction = true
-    const { result, works, rows, xid } = await work(connection, requests, hot)
+    const { result, works, rows, xid } = await work(connection, requests, hot, attempts)
     await insertRest(connection, rows)
     assertHeld(connection)
     const [stored, ended] = await Promise.allSettled([insertEvents(tx, works, rows), options.probe ? tx`rollback`.execute() : tx`commit`.execute()])
@@ -70,11 +86,91 @@ export async function appendGroup(
       if (!committed) throw failure.reason
     }
     if (options.probe) dropStates(hot)
+    else remember(works, hot)
     return result
   } catch (error) {
     dropStates(hot)
     if (inTransaction && !connection.isLost()) await tx`rollback`.catch(() => {})
+    if (error instanceof StoredBefore) return error.result
     throw error
+  }
+}
+
+/** Whether the work needs nothing from the database: plain events for runs whose rows and states are in memory. */
+function isKnown(requests: readonly AppendRequest[], hot: Map<string, HotState>): boolean {
+  const nowMs = performance.now()
+  for (const { state, row, contendedUntilMs } of hot.values()) if (!state || row?.lastSeq !== state.version || nowMs < contendedUntilMs) return false
+  return requests.every(
+    ({ create, decide, ifMatch, producer, requestKey, workerId, source }) =>
+      (create ?? decide ?? ifMatch ?? producer ?? requestKey ?? workerId ?? source) === undefined,
+  )
+}
+
+/**
+ * One statement, one round trip. Where it fails, for a writer elsewhere, a repeated event id or anything else, nothing is stored, the
+ * states are dropped, and the caller goes the long way; a connection that is lost leaves that to be found out under the rows' locks.
+ */
+async function storeAtOnce(
+  connection: Dedicated,
+  requests: readonly AppendRequest[],
+  hot: Map<string, HotState>,
+  attempts: Attempts,
+): Promise<GroupResult | undefined> {
+  const works = new Map<string, RunWork>()
+  for (const { runKey, row, state } of hot.values()) {
+    if (!row || !state) return undefined
+    // Whether there are webhooks is found in the statement.
+    works.set(
+      runKey,
+      beginWork({ key: runKey, id: row.id, workspace_id: row.workspaceId, last_seq: row.lastSeq, last_raw_seq: row.lastRawSeq, hooked: true }, state),
+    )
+  }
+  const rows = noRows()
+  let result: GroupResult
+  try {
+    result = workOff(requests, works, { created: new Set(), known: new Map(), receipts: new Map(), owners: new Map() }, rows)
+  } catch (error) {
+    dropStates(hot)
+    throw error
+  }
+  // Rejected items alone: what is wrong with them is known, whether the run is still there is not.
+  const [first] = result.committed
+  const [event] = first?.events ?? []
+  if (!first || !event) return undefined
+  try {
+    await insertEvents(connection.sql, works, rows, true)
+    remember(works, hot)
+    return result
+  } catch (error) {
+    dropStates(hot)
+    if (isConnectionError(error)) attempts.uncertain = { result, runKey: first.runKey, seq: event.seq, json: event.json }
+    else for (const one of hot.values()) one.contendedUntilMs = performance.now() + CONTENDED_MS
+    return undefined
+  }
+}
+
+/** An earlier attempt has stored the group, and only its answer was lost. */
+class StoredBefore extends Error {
+  constructor(readonly result: GroupResult) {
+    super('the group is stored already')
+  }
+}
+
+/**
+ * With the row's lock held, a statement that was lost has either committed or never will: its guard fails once the run has moved on.
+ * @throws StoredBefore
+ */
+async function assertNotStored(connection: Dedicated, { uncertain }: Attempts): Promise<void> {
+  if (!uncertain) return
+  const [row] = await connection.sql<{ event: string }[]>`
+    select event::text as event from run_events_canonical where run_key = ${uncertain.runKey} and seq = ${uncertain.seq}`
+  if (row?.event === uncertain.json) throw new StoredBefore(uncertain.result)
+}
+
+function remember(works: Map<string, RunWork>, hot: Map<string, HotState>): void {
+  for (const { row, lastSeq, lastRawSeq } of works.values()) {
+    const one = hot.get(row.key)
+    if (one) one.row = { id: row.id, workspaceId: row.workspace_id, lastSeq, lastRawSeq }
   }
 }
 
@@ -82,6 +178,7 @@ function dropStates(hot: Map<string, HotState>): void {
   for (const one of hot.values()) {
     one.state = undefined
     one.savedVersion = 0
+    one.row = undefined
   }
 }
 
@@ -112,7 +209,7 @@ interface Worked {
   xid: string | undefined
 }
 
-async function work(connection: Dedicated, requests: readonly AppendRequest[], hot: Map<string, HotState>): Promise<Worked> {
+async function work(connection: Dedicated, requests: readonly AppendRequest[], hot: Map<string, HotState>, attempts: Attempts): Promise<Worked> {
   const tx = connection.sql
   const begun = tx`begin`.execute()
   const creates = requests.flatMap((request) => (request.create ? [request.create] : []))
@@ -131,52 +228,12 @@ async function work(connection: Dedicated, requests: readonly AppendRequest[], h
     findReceipts(tx, requests),
     findOwners(tx, requests),
   ])
+  await assertNotStored(connection, attempts)
   const works = new Map<string, RunWork>()
   for (const row of rows) {
     const one = hot.get(row.key)
-    if (!one) continue
-    const state = await catchUp(tx, one, row.last_seq)
-    works.set(row.key, {
-      row,
-      state,
-      firstSeq: row.last_seq + 1,
-      lastSeq: row.last_seq,
-      lastRawSeq: row.last_raw_seq,
-      status: state.folds.run.status,
-      placement: row.place ?? UNREAD,
-      usageChanged: false,
-      committed: [],
-    })
+    if (one) works.set(row.key, beginWork(row, await catchUp(tx, one, row.last_seq)))
   }
-
-  const out: Rows = { raw: [], canonical: [], producers, changedProducers: new Set(), receipts: [], cursors: new Map() }
-  const outcomes = requests.map((request): AppendOutcome => {
-    const run = works.get(request.runKey)
-    if (request.create && !created.has(request.runKey)) return { kind: 'taken' }
-    if (!run) return { kind: 'missing' }
-    const mark = markOf(run, out)
-    try {
-      return { kind: 'done', receipt: appendOne(request, run, known, receipts, owners, out) }
-    } catch (error) {
-      // A refusal comes before anything of its request is numbered; anything else spoils the state and ends the transaction.
-      if (error instanceof RunplaneError && mark === markOf(run, out)) return { kind: 'refused', error }
-      throw error
-    }
-  })
-  const committed: CommittedBatch[] = []
-  let events = 0
-  for (const run of works.values()) {
-    if (run.committed.length === 0) continue
-    events += run.committed.length
-    committed.push({
-      runKey: run.row.key,
-      runId: run.row.id,
-      workspaceId: run.row.workspace_id,
-      firstSeq: run.firstSeq,
-      lastSeq: run.lastSeq,
-      events: run.committed,
-      status: run.status,
-    })
-  }
-  return { result: { outcomes, committed, events }, works, rows: out, xid: rows[0]?.xid }
+  const out = { ...noRows(), producers }
+  return { result: workOff(requests, works, { created, known, receipts, owners }, out), works, rows: out, xid: rows[0]?.xid }
 }

@@ -11,7 +11,7 @@ import type { Database, Sql } from '../db/client.js'
 import { type Dedicated, dedicate } from '../db/dedicated.js'
 import { isDataError, retryDelayMs } from '../db/retry.js'
 import { RunplaneError } from '../errors.js'
-import { appendGroup, type GroupResult } from './append.js'
+import { type Attempts, appendGroup, type GroupResult } from './append.js'
 import type { AppendOutcome, AppendRequest } from './append-request.js'
 import type { CommittedBatch } from './committed.js'
 import type { HotState, States } from './states.js'
@@ -157,6 +157,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   async function commit(connection: Dedicated, group: Waiting[], hot: Map<string, HotState>): Promise<void> {
     const startedMs = performance.now()
     let result: GroupResult
+    const attempts: Attempts = {}
     try {
       result = await withRetries(() =>
         appendGroup(
@@ -164,6 +165,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
           sql,
           group.map((one) => one.request),
           hot,
+          attempts,
         ),
       )
     } catch (error) {
@@ -199,7 +201,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     for (const [index, item] of items.entries()) {
       try {
         const { ifMatch: _, producer: _p, requestKey: _k, decide: _d, ...request } = one.request
-        await withRetries(() => appendGroup(connection, sql, [{ ...request, items: [item] }], hot, { probe: true }))
+        await withRetries(() => appendGroup(connection, sql, [{ ...request, items: [item] }], hot, {}, { probe: true }))
       } catch (fault) {
         if (!isDataError(fault)) {
           one.reject(fault)
@@ -217,8 +219,9 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       one.reject(error)
       return
     }
+    const attempts: Attempts = {}
     try {
-      const { outcomes, committed } = await withRetries(() => appendGroup(connection, sql, [{ ...one.request, items }], hot))
+      const { outcomes, committed } = await withRetries(() => appendGroup(connection, sql, [{ ...one.request, items }], hot, attempts))
       deps.onCommitted(committed)
       const [outcome] = outcomes
       if (outcome) one.resolve(outcome)

@@ -13,8 +13,20 @@ import { createState, decodeState, type FoldState, foldEvent, PROJECTION_SCHEMA_
 /** Rows of one page of a catch-up. */
 const PAGE_ROWS = 1000
 
+/** What a run's row said after this process's last commit to it. As long as nobody else writes, it still does. */
+export interface KnownRow {
+  id: string
+  workspaceId: string
+  lastSeq: number
+  lastRawSeq: number
+}
+
 export interface HotState {
   readonly runKey: string
+  /** Undefined where somebody else may have written since. */
+  row: KnownRow | undefined
+  /** Not before, in milliseconds of `performance.now()`, the row is trusted again: others write to this run as well. */
+  contendedUntilMs: number
   /** Undefined until first loaded, and again after a failed transaction. */
   state: FoldState | undefined
   /** The version that the snapshot row in the database holds, as far as this process knows. */
@@ -35,6 +47,8 @@ export interface States {
   /** Runs whose state is in memory and newer than what is saved. */
   unsaved(): Iterable<HotState>
   forget(runKey: string): void
+  /** Another instance has written to the run. */
+  stale(runKey: string): void
   readonly size: number
 }
 
@@ -45,7 +59,7 @@ export function createStates(options: { maxRuns: number; onEvict?: (hot: HotStat
   function acquire(runKey: string): { slot: Slot; ready: Promise<void>; release: () => void } {
     let slot = slots.get(runKey)
     if (slot) slots.delete(runKey)
-    else slot = { runKey, state: undefined, savedVersion: 0, savedAtMs: Date.now(), holders: 0, tail: Promise.resolve() }
+    else slot = { runKey, row: undefined, contendedUntilMs: 0, state: undefined, savedVersion: 0, savedAtMs: Date.now(), holders: 0, tail: Promise.resolve() }
     slots.set(runKey, slot)
     const held = slot
     held.holders++
@@ -97,6 +111,10 @@ export function createStates(options: { maxRuns: number; onEvict?: (hot: HotStat
     },
     *unsaved() {
       for (const slot of slots.values()) if (slot.state && slot.state.version > slot.savedVersion) yield slot
+    },
+    stale(runKey) {
+      const slot = slots.get(runKey)
+      if (slot) slot.row = undefined
     },
     forget(runKey) {
       const slot = slots.get(runKey)

@@ -4,7 +4,8 @@
  * and a lost one costs time only, for every instance asks now and then for the heads of the runs that it watches.
  *
  * The channel is proven by an echo: each poll sends one, and where it does not come back the connection is made anew. That finds
- * what looks open but hears nothing as well, such as LISTEN through a transaction pooler.
+ * what looks open but hears nothing as well, such as LISTEN through a transaction pooler. The echoes of the others tell that there are
+ * others: an instance that hears of none for some polls is alone, and sends no wake-ups.
  *
  *   deaf --(listening)--> listening --(two echoes missing)--> deaf
  */
@@ -16,6 +17,8 @@ const CHANNEL = 'runplane_wake'
 /** A payload is less than 8,000 bytes (PostgreSQL manual, NOTIFY); a key and its comma are 37. */
 const KEYS_PER_NOTIFY = 200
 const MISSED_ECHOES = 2
+/** Polls without an echo of another instance after which it counts as gone. */
+const PEER_POLLS = 3
 /** Each NOTIFY is a transaction of its own and wakes every instance: what commits meanwhile goes with the next one. */
 const NOTIFY_INTERVAL_MS = 5
 
@@ -49,6 +52,8 @@ export function createWake({ database, instanceId, logger, pollMs, isLost = () =
   let echoesMissing = 0
   let listening = false
   let closed = false
+  /** Until when another instance counts as being there, in milliseconds of `Date.now()`. At first there may be any. */
+  let peersUntilMs = Date.now() + PEER_POLLS * pollMs
 
   async function send(): Promise<void> {
     // The runs of one commit are published one after another, and go together.
@@ -66,11 +71,12 @@ export function createWake({ database, instanceId, logger, pollMs, isLost = () =
   }
 
   function receive(payload: string): void {
-    const [sender, keys = ''] = payload.split(' ')
+    const [sender, keys = '', theirPollMs] = payload.split(' ')
     if (sender === instanceId) {
       if (keys === 'echo') echoesMissing = 0
       return
     }
+    peersUntilMs = Math.max(peersUntilMs, Date.now() + PEER_POLLS * Number(theirPollMs ?? pollMs))
     if (keys !== 'echo') for (const key of keys.split(',')) listener?.wake(key)
   }
 
@@ -105,7 +111,7 @@ export function createWake({ database, instanceId, logger, pollMs, isLost = () =
       await compare()
       if (!listening || echoesMissing >= MISSED_ECHOES) await listen()
       echoesMissing++
-      await database.sql`select pg_notify(${CHANNEL}, ${`${instanceId} echo`})`
+      await database.sql`select pg_notify(${CHANNEL}, ${`${instanceId} echo ${pollMs}`})`
     } catch (error) {
       if (!closed) logger.warn({ err: error }, 'the wake channel does not work; readers wait for the poll')
     }
@@ -126,7 +132,7 @@ export function createWake({ database, instanceId, logger, pollMs, isLost = () =
 
     /** Tells the other instances that a run has grown: call it after the commit. Wake-ups that come while one is being sent go together. */
     publish(runKey: string): void {
-      if (closed || isLost(runKey)) return
+      if (closed || isLost(runKey) || (listening && Date.now() > peersUntilMs)) return
       gathered.add(runKey)
       sending ??= send().finally(() => {
         sending = undefined
