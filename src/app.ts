@@ -8,6 +8,7 @@
 import sensible from '@fastify/sensible'
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
 import Fastify, { type FastifyBaseLogger, type FastifyInstance } from 'fastify'
+import { createAudit } from './access/audit.js'
 import { createKeys, type Keys } from './access/keys.js'
 import type { Config } from './config.js'
 import type { Database } from './db/client.js'
@@ -15,6 +16,7 @@ import { migrationsCurrent } from './db/migrate.js'
 import { CanonicalEventSchema } from './domain/canonical-event.js'
 import { uuidv7 } from './domain/ids.js'
 import { accessPlugin } from './http/plugins/access.js'
+import { auditPlugin } from './http/plugins/audit.js'
 import { bodiesPlugin } from './http/plugins/bodies.js'
 import { closingPlugin } from './http/plugins/closing.js'
 import { corsPlugin } from './http/plugins/cors.js'
@@ -22,8 +24,9 @@ import { docsPlugin } from './http/plugins/docs.js'
 import { errorsPlugin } from './http/plugins/errors.js'
 import { requestsPlugin } from './http/plugins/requests.js'
 import { appendRoutes } from './http/routes/append.js'
-import { commandsRoutes } from './http/routes/commands.js'
+import { auditRoutes } from './http/routes/audit.js'
 import { bundlesRoutes } from './http/routes/bundles.js'
+import { commandsRoutes } from './http/routes/commands.js'
 import { docsRoutes } from './http/routes/docs.js'
 import { eventsRoutes } from './http/routes/events.js'
 import { healthRoutes } from './http/routes/health.js'
@@ -31,6 +34,7 @@ import { keysRoutes } from './http/routes/keys.js'
 import { queueRoutes } from './http/routes/queue.js'
 import { runsRoutes } from './http/routes/runs.js'
 import { streamRoutes } from './http/routes/stream.js'
+import { webhooksRoutes } from './http/routes/webhooks.js'
 import { AppendAnswer } from './http/schemas/append.js'
 import { serverOptions } from './http/server-options.js'
 import { createArtifacts } from './insight/artifacts.js'
@@ -46,6 +50,8 @@ import { createStates } from './log/states.js'
 import { createWake } from './log/wake.js'
 import { createMetrics } from './ops/metrics.js'
 import { createOutbound } from './ops/outbound.js'
+import { createAttach } from './runs/attach.js'
+import { assertCallable } from './runs/attach-source.js'
 import { createCheckpoints } from './runs/checkpoints.js'
 import { createCommands } from './runs/commands.js'
 import { startDeadlines } from './runs/deadlines.js'
@@ -56,6 +62,7 @@ import { createClaims } from './runs/queue.js'
 import { type Snapshots, startSnapshots } from './runs/snapshots.js'
 import { createRunStates } from './runs/state.js'
 import { createHub } from './tail/hub.js'
+import { createWebhooks } from './webhooks/webhooks.js'
 
 export interface AppOptions {
   config: Config
@@ -73,6 +80,7 @@ export async function buildApp({
   keys = createKeys(database, { adminApiKey: config.ADMIN_API_KEY }),
 }: AppOptions): Promise<FastifyInstance> {
   const { sql } = database
+  const audit = createAudit({ sql })
   const metrics = createMetrics({ queuedEvents: () => log.queuedEvents, openStreams: () => hub.stats().streams })
   const reader = createLogReader({ sql })
   const runKeys = createRunKeys(sql)
@@ -94,8 +102,10 @@ export async function buildApp({
         hub.committed(batch)
         checkpoints.committed(batch)
         wake.publish(batch.runKey)
+        attach.committed(batch)
       }
       claims.committed(batches)
+      webhooks.committed(batches)
     },
     onGroup({ events, durationMs }) {
       metrics.appendGroupEvents.observe(events)
@@ -126,7 +136,16 @@ export async function buildApp({
     onDelayed: leases.soon,
   })
   const outbound = createOutbound({ allowPrivate: config.OUTBOUND_ALLOW_PRIVATE })
-  const lifecycle = createLifecycle({ sql, log })
+  const webhooks = createWebhooks({
+    database,
+    outbound,
+    logger,
+    config,
+    onAttempt: ({ outcome, durationMs }) => metrics.webhookAttemptSeconds.observe({ outcome }, durationMs / 1000),
+  })
+  const lifecycle = createLifecycle({ sql, log, assertPlan: (plan) => assertCallable(plan, outbound) })
+  const onStored = (format: string, events: number) => metrics.eventsAppended.inc({ format }, events)
+  const attach = createAttach({ sql, log, outbound, config, logger, onStored })
   const runStates = createRunStates({ sql, states, checkpoints })
   const onDeleted = (runKey: string) => {
     hub.wake(runKey)
@@ -155,6 +174,7 @@ export async function buildApp({
   await app.register(requestsPlugin, { metrics })
   await app.register(corsPlugin, { config })
   await app.register(accessPlugin, { keys, config })
+  await app.register(auditPlugin, { audit })
   await app.register(bodiesPlugin, { config })
   await app.register(docsPlugin)
 
@@ -167,7 +187,9 @@ export async function buildApp({
   await app.register(streamRoutes({ hub, log: reader, config, snapshotOf: (run) => runStates.read(run) }))
   await app.register(bundlesRoutes({ exporter }))
   await app.register(keysRoutes({ keys }))
-  await app.register(commandsRoutes, { sql, commands })
+  await app.register(webhooksRoutes({ webhooks, outbound, timeoutMs: config.WEBHOOK_TIMEOUT_MS }))
+  await app.register(commandsRoutes, { sql, commands, audit })
+  await app.register(auditRoutes({ audit }))
   await app.register(
     healthRoutes({
       metrics,
@@ -189,10 +211,12 @@ export async function buildApp({
     await leases.close()
     await deadlines.close()
     await deletions.close()
+    await attach.close()
     await log.close()
     await checkpoints.close()
     await snapshots.close()
     await wake.close()
+    await webhooks.close()
     await outbound.close()
   })
   await wake.start({
@@ -203,6 +227,8 @@ export async function buildApp({
       hub.wake(runKey)
     },
   })
+  attach.start()
   leases.start()
+  webhooks.start()
   return app
 }
