@@ -3,14 +3,14 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import { uuidv7 } from '../../domain/ids.js'
 import type { Outbound } from '../../ops/outbound.js'
-import { DELIVERY_STATUSES, type Deliveries, Delivery } from '../../webhooks/deliveries.js'
-import { type Endpoints, NewWebhook, SecretRotation, Webhook, WebhookChange, WebhookWithSecret } from '../../webhooks/endpoints.js'
+import { DELIVERY_STATUSES, Delivery } from '../../webhooks/deliveries.js'
+import { NewWebhook, SecretRotation, Webhook, WebhookChange, WebhookWithSecret } from '../../webhooks/endpoints.js'
 import { post } from '../../webhooks/post.js'
+import type { Webhooks } from '../../webhooks/webhooks.js'
 import { reference } from '../schemas/reference.js'
 
 export interface WebhooksRoutesDeps {
-  endpoints: Endpoints
-  deliveries: Deliveries
+  webhooks: Pick<Webhooks, 'endpoints' | 'deliveries'>
   outbound: Pick<Outbound, 'dispatcher'>
   timeoutMs: number
 }
@@ -31,7 +31,7 @@ const TestAnswer = Type.Object(
   { $id: 'WebhookTest' },
 )
 
-export function webhooksRoutes({ endpoints, deliveries, outbound, timeoutMs }: WebhooksRoutesDeps): FastifyPluginAsyncTypebox {
+export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, timeoutMs }: WebhooksRoutesDeps): FastifyPluginAsyncTypebox {
   return async (app) => {
     for (const schema of [NewWebhook, WebhookChange, SecretRotation, Webhook, WebhookWithSecret, Delivery, TestAnswer]) app.addSchema(schema)
     const tags = ['webhooks']
