@@ -29,7 +29,7 @@ declare module 'fastify' {
 
 const OPEN_ACCESS: Access = { workspaceId: DEFAULT_WORKSPACE_ID, role: 'admin', keyName: 'anonymous' }
 
-/** Who asks, as far as it is known: null on public routes, for an unknown route, and where the key was refused. */
+/** Who asks, as far as it is known: null on public routes, for an unknown route, and where the key is not valid. It may have been refused by its role. */
 export function knownAccess(request: FastifyRequest): Access | null {
   return request[granted]
 }
@@ -78,10 +78,11 @@ export const accessPlugin = fastifyPlugin(
       if (open) assertLocal(request, listensOnLoopback, allowedOrigins)
       if (!needed) return
       const access = open ? OPEN_ACCESS : await holder(request, keys)
+      // The log and the audit name who was refused as well.
+      request[granted] = access
       if (!roleAllows(access.role, needed)) {
         throw new RunplaneError('FORBIDDEN', `This needs a key with the role ${needed}; '${access.keyName}' has the role ${access.role}.`)
       }
-      request[granted] = access
     })
   },
   { name: 'access', dependencies: ['errors'] },

@@ -2,6 +2,7 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { type TSchema, Type } from '@sinclair/typebox'
 import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { Audit } from '../../access/audit.js'
 import type { Sql } from '../../db/client.js'
 import { type CommandName, type Because as Reasons, WORKS_FROM } from '../../domain/command.js'
 import { RunplaneError } from '../../errors.js'
@@ -16,12 +17,13 @@ import { RunParams } from '../schemas/run.js'
 export interface CommandsRoutesDeps {
   sql: Sql
   commands: Commands
+  audit: Pick<Audit, 'record'>
 }
 
 const KeyHeader = Type.Object({ 'idempotency-key': Type.Optional(Type.String({ minLength: 1, maxLength: 255 })) })
 const works = (command: CommandName) => `Works from ${WORKS_FROM[command].join(', ')}; else 409.`
 
-export const commandsRoutes: FastifyPluginAsyncTypebox<CommandsRoutesDeps> = async (app, { sql, commands }) => {
+export const commandsRoutes: FastifyPluginAsyncTypebox<CommandsRoutesDeps> = async (app, { sql, commands, audit }) => {
   for (const schema of [RunRecord, Because, Retry, CloneRun, Batch, BatchBecause, BatchAnswer]) app.addSchema(schema)
   const record = reference(RunRecord)
 
@@ -180,15 +182,28 @@ export const commandsRoutes: FastifyPluginAsyncTypebox<CommandsRoutesDeps> = asy
     },
   })
 
-  function batch(request: FastifyRequest, selection: BatchRequest, command: 'cancel' | 'archive' | 'delete', reasons: Reasons = {}): Promise<Answer> {
-    const { workspaceId } = request.access
+  async function batch(request: FastifyRequest, selection: BatchRequest, command: 'cancel' | 'archive' | 'delete', reasons: Reasons = {}): Promise<Answer> {
+    const { workspaceId, keyName, keyId } = request.access
     const work = {
       cancel: (runId: string) => commands.cancel(workspaceId, runId, reasons),
       archive: (runId: string) => commands.archive(workspaceId, runId),
       delete: (runId: string) => commands.delete(workspaceId, runId),
     }
     const statuses = command === 'archive' ? undefined : WORKS_FROM[command]
-    return runBatch(selection, { sql, workspaceId, statuses, work: work[command], log: request.log })
+    const answer = await runBatch(selection, { sql, workspaceId, statuses, work: work[command], log: request.log })
+    // A line for each run, beside the one of the request: whoever looks for a run finds what was done to it.
+    const by = { workspaceId, actor: keyName, actorKeyId: keyId, requestId: request.id }
+    await audit.record(
+      answer.results.map(({ runId, outcome, code }) => ({
+        ...by,
+        action: `run.${command}`,
+        targetKind: 'run',
+        targetId: runId,
+        outcome,
+        detail: { batch: true, code },
+      })),
+    )
+    return answer
   }
 
   app.post('/runs/batch/cancel', batchOf('cancel', 'Cancel many runs', BatchBecause), async (request) => {

@@ -1,0 +1,143 @@
+/** The audit log: a line for each command with who, what, and what came of it; none is lost, and no secret is in it. */
+import t from 'tap'
+import { createAudit } from '../../src/access/audit.js'
+import { buildApp } from '../../src/app.js'
+import { loadConfig } from '../../src/config.js'
+import { DEFAULT_WORKSPACE_ID } from '../../src/domain/ids.js'
+import { auditOf } from '../../src/http/plugins/audit.js'
+import { silent, testDatabase } from '../support/database.js'
+
+interface Line {
+  id: string
+  at: string
+  actor: string
+  actorKeyId: string | null
+  action: string
+  target: { kind: string; id: string | null }
+  requestId: string | null
+  outcome: string
+  detail: Record<string, unknown>
+}
+
+const ADMIN = 'an-admin-key-of-more-than-32-characters'
+const database = await testDatabase(t)
+const app = await buildApp({ config: loadConfig({ ADMIN_API_KEY: ADMIN }, { envFile: '/nonexistent' }), database, logger: silent })
+t.teardown(() => app.close())
+await app.ready()
+
+async function call(method: 'GET' | 'POST' | 'DELETE', url: string, options: { body?: unknown; key?: string; headers?: Record<string, string> } = {}) {
+  const answer = await app.inject({
+    method,
+    url,
+    headers: { authorization: `Bearer ${options.key ?? ADMIN}`, ...options.headers },
+    ...(options.body === undefined ? {} : { payload: options.body as object }),
+  })
+  return { status: answer.statusCode, headers: answer.headers, body: answer.body === '' ? undefined : answer.json() }
+}
+const lines = async (query = '') => (await call('GET', `/audit${query}`)).body.data as Line[]
+
+t.test('a command has one line, complete when its answer is there', async (t) => {
+  await call('POST', '/runs', { body: { id: 'a', name: 'first', metadata: { token: 'hidden' } }, headers: { 'x-request-id': 'req-1' } })
+  t.match(await lines('?run=a'), [
+    {
+      actor: 'ADMIN_API_KEY',
+      actorKeyId: null,
+      action: 'run.create',
+      target: { kind: 'run', id: 'a' },
+      requestId: 'req-1',
+      outcome: 'done',
+      detail: { status: 201, name: 'first' },
+    },
+  ])
+  await call('POST', '/runs/a/cancel', { body: { reason: 'enough' } })
+  await call('POST', '/runs/a/suspend')
+  await call('POST', '/runs/a/suspend', { body: { nonsense: 1 } })
+  t.match(await lines('?run=a'), [
+    { action: 'run.suspend', outcome: 'refused', detail: { status: 400, code: 'VALIDATION_ERROR' } },
+    { action: 'run.suspend', outcome: 'refused', detail: { status: 409, code: 'INVALID_STATE_TRANSITION' } },
+    { action: 'run.cancel', outcome: 'done', detail: { status: 200, reason: 'enough' } },
+    { action: 'run.create' },
+  ])
+  t.equal((await lines('?run=a')).length, 4)
+})
+
+t.test('who was refused by the role is named, and no secret is told', async (t) => {
+  const made = await call('POST', '/keys', { body: { name: 'reader', role: 'guest' } })
+  t.equal((await call('POST', '/keys', { body: { name: 'x', role: 'admin' }, key: made.body.key })).status, 403)
+  t.equal((await call('DELETE', `/keys/${made.body.id}`)).status, 204)
+  t.match(await lines('?action=key.*'), [
+    { action: 'key.revoke', outcome: 'done', target: { kind: 'key', id: made.body.id } },
+    { action: 'key.create', outcome: 'refused', actor: 'reader', actorKeyId: made.body.id, detail: { code: 'FORBIDDEN' } },
+    { action: 'key.create', outcome: 'done', target: { kind: 'key', id: made.body.id }, detail: { name: 'reader', role: 'guest' } },
+  ])
+  const all = JSON.stringify(await database.sql`select * from audit_log`)
+  for (const secret of [made.body.key, ADMIN, 'hidden']) t.notOk(all.includes(secret))
+})
+
+t.test('what only reads, and what agents and workers tell, is no command', async (t) => {
+  const before = (await lines()).length
+  await call('POST', '/runs/validate', { body: {} })
+  await call('GET', '/runs')
+  await call('POST', '/runs', { body: { id: 'b' } })
+  await call('POST', '/runs/b/events', { body: { type: 'run.started' } })
+  t.equal((await lines()).length, before + 1)
+})
+
+t.test('each run of a batch has its line', async (t) => {
+  await call('POST', '/runs', { body: { id: 'c', queue: 'q' } })
+  await call('POST', '/runs/batch/cancel', { body: { runIds: ['c', 'not-there'] } })
+  t.match(await lines('?run=c'), [{ action: 'run.cancel', outcome: 'done', detail: { batch: true } }, { action: 'run.create' }])
+  t.match(await lines('?run=not-there'), [{ outcome: 'refused', detail: { code: 'RUN_NOT_FOUND' } }])
+  t.match(await lines('?action=runs.cancel'), [{ outcome: 'done', detail: { runs: 2, runIds: ['c', 'not-there'] } }])
+})
+
+t.test('the list is filtered, and paged without a repeat', async (t) => {
+  const all = await lines('?limit=200')
+  const paged: Line[] = []
+  for (let cursor = ''; ; ) {
+    const { body } = await call('GET', `/audit?limit=2${cursor}`)
+    paged.push(...body.data)
+    if (body.nextCursor === undefined) break
+    cursor = `&cursor=${body.nextCursor}`
+  }
+  t.same(
+    paged.map(({ id }) => id),
+    all.map(({ id }) => id),
+  )
+  const refused = await lines('?outcome=refused')
+  t.ok(refused.length > 0 && refused.every((line) => line.outcome === 'refused'))
+  t.same(await lines('?from=2100-01-01T00:00:00Z'), [])
+  t.equal((await lines('?to=2100-01-01T00:00:00Z&limit=200')).length, all.length)
+  t.ok((await lines('?actor=reader')).every((line) => line.actor === 'reader'))
+  t.equal((await lines('?target=key/nobody')).length, 0)
+  for (const bad of ['cursor=x', 'from=yesterday', 'run=a&target=b', 'outcome=maybe']) t.equal((await call('GET', `/audit?${bad}`)).status, 400, bad)
+  const member = (await call('POST', '/keys', { body: { name: 'm', role: 'member' } })).body.key
+  t.equal((await call('GET', '/audit', { key: member })).status, 403)
+  const elsewhere = (await call('POST', '/keys', { body: { name: 'e', role: 'admin', workspace: 'elsewhere' } })).body.key
+  t.same((await call('GET', '/audit', { key: elsewhere })).body.data, [], 'another workspace sees nothing of it')
+})
+
+t.test('a command that was begun and never ended has a line that says so', async (t) => {
+  const audit = createAudit(database)
+  await audit.begin({ workspaceId: DEFAULT_WORKSPACE_ID, actor: 'x', action: 'run.delete', targetKind: 'run', targetId: 'gone', detail: { reason: 'r' } })
+  t.match(await lines('?run=gone'), [{ outcome: 'failed', detail: { unfinished: true, reason: 'r' } }])
+})
+
+t.test('a command is refused while its line cannot be written', async (t) => {
+  await call('POST', '/runs', { body: { id: 'd', queue: 'q' } })
+  await database.sql`alter table audit_log rename to audit_log_away`
+  t.ok((await call('POST', '/runs/d/cancel')).status >= 500)
+  await database.sql`alter table audit_log_away rename to audit_log`
+  t.match((await call('GET', '/runs/d')).body, { status: 'queued' })
+})
+
+t.test('an action is named after its operation', async (t) => {
+  const document = (await app.inject('/openapi.json')).json<{ paths: Record<string, Record<string, { operationId: string }>> }>()
+  const operations = Object.values(document.paths).flatMap((methods) =>
+    Object.entries(methods).map(([method, { operationId }]) => ({ method: method.toUpperCase(), operationId })),
+  )
+  const actions = operations.flatMap(({ method, operationId }) => auditOf({ method, config: { role: 'member' }, schema: { operationId } })?.action ?? [])
+  for (const action of ['run.create', 'run.cancel', 'run.retry', 'run.delete', 'runs.archive', 'key.create', 'key.revoke'])
+    t.ok(actions.includes(action), action)
+  t.notOk(actions.some((action) => /claim|heartbeat|events/.test(action)))
+})
