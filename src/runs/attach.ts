@@ -43,6 +43,8 @@ export interface AttachDeps {
   config: AttachConfig
   logger: { debug(details: object, message: string): void; warn(details: object, message: string): void }
   onStored?: (format: string, events: number) => void
+  /** Of secrets in what sources send. */
+  mask?: ReaderDeps['mask']
   /** From 0 to 1. */
   random?: () => number
 }
@@ -86,6 +88,7 @@ export function createAttach(deps: AttachDeps): Attach {
     log,
     outbound: deps.outbound,
     limits: { maxEventBytes: config.MAX_EVENT_BYTES, maxEvents: config.MAX_BATCH_EVENTS },
+    mask: deps.mask,
     idleTimeoutMs: config.SOURCE_IDLE_TIMEOUT_MS,
     onStored: deps.onStored,
   }
@@ -161,13 +164,15 @@ export function createAttach(deps: AttachDeps): Attach {
     let bound = source.status === 'reading'
     // Told once, by whoever takes up what another has left.
     let recovers = bound
+    let binding = bound
     let tries = 0
     while (!signal.aborted) {
       try {
         const row = await current(source.run_key)
         if (!row || row.owner_id !== ownerId) return
         if (isTerminal(row.run_status)) return await finish(source, 'ended', null)
-        if (!bound && (await tellBinding(source, row.cursor)) === 'over') continue
+        if (!binding && (await tellBinding(source, row.cursor)) === 'over') continue
+        binding = true
         const end = await readSource(reader, {
           runKey: source.run_key,
           ownerId,
