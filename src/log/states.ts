@@ -8,7 +8,8 @@
 
 import type { Queries } from '../db/client.js'
 import type { CanonicalEvent } from '../domain/canonical-event.js'
-import { createState, decodeState, type FoldState, foldEvent, PROJECTION_SCHEMA_VERSION } from '../projections/fold.js'
+import { RunplaneError } from '../errors.js'
+import { createState, decodeOlderState, decodeState, type FoldState, foldEvent, PROJECTION_SCHEMA_VERSION } from '../projections/fold.js'
 
 /** Rows of one page of a catch-up. */
 const PAGE_ROWS = 1000
@@ -177,28 +178,54 @@ export async function catchUp(sql: Queries, hot: HotState, toSeq: number): Promi
   return state
 }
 
-/** Folds the events after `state.version` up to and with `toSeq` into `state`. */
+/** Folds the events after `state.version` up to and with `toSeq` into `state`. @throws CURSOR_INVALID for a seq that retention has not kept. */
 export async function foldFromLog(sql: Queries, runKey: string, state: FoldState, toSeq: number): Promise<void> {
-  while (state.version < toSeq) if ((await foldPage(sql, runKey, state, toSeq)).events === 0) return
+  while (state.version < toSeq) await foldPage(sql, runKey, state, toSeq)
+  assertReached(state, toSeq)
+}
+
+/** Where the first events of a run are not kept, a fold begins at its base, which may be past what was asked for. @throws CURSOR_INVALID */
+export function assertReached(state: FoldState, seq: number): void {
+  if (state.version > seq) {
+    throw new RunplaneError(
+      'CURSOR_INVALID',
+      `The events up to seq ${state.version} are not kept any more (retention). The first state that there is, is that at seq ${state.version}.`,
+    )
+  }
 }
 
 /**
  * Folds a page of them, each as it comes, so that they are never in memory together and the process has its turns between.
+ * Where the next event is not kept any more (retention), `state` becomes the run's base, which may be past `toSeq`: it never folds over a hole.
  * Where it throws, `state` may have folded some of them: drop it.
  */
 export async function foldPage(sql: Queries, runKey: string, state: FoldState, toSeq: number): Promise<{ events: number; bytes: number }> {
   const page = { events: 0, bytes: 0 }
+  let isHole = false
   await sql`
     select event from run_events_canonical
     where run_key = ${runKey} and seq > ${state.version} and seq <= ${toSeq} order by seq limit ${PAGE_ROWS}`
     .raw()
     .forEach(([event]) => {
-      if (!event) return
-      foldEvent(state, JSON.parse(event.toString()) as CanonicalEvent)
+      if (!event || isHole) return
+      const next = JSON.parse(event.toString()) as CanonicalEvent
+      isHole = next.seq !== state.version + 1
+      if (isHole) return
+      foldEvent(state, next)
       page.events++
       page.bytes += event.length
     })
+  if (page.events === 0 && state.version < toSeq) await adoptBase(sql, runKey, state)
   return page
+}
+
+/** Makes `state` what it was before the first event that retention has kept. @throws RUN_NOT_FOUND for a run that has been deleted meanwhile. */
+async function adoptBase(sql: Queries, runKey: string, state: FoldState): Promise<void> {
+  const [row] = await sql<{ seq: number | null; schema_version: number; state: string }[]>`
+    select b.seq, b.schema_version, b.state::text as state from runs r left join run_bases b on b.run_key = r.key where r.key = ${runKey}`
+  if (!row) throw new RunplaneError('RUN_NOT_FOUND', 'The run has been deleted.')
+  if (row.seq === null || row.seq <= state.version) throw new Error(`the log of run ${runKey} has a hole after seq ${state.version}`)
+  Object.assign(state, row.schema_version === PROJECTION_SCHEMA_VERSION ? decodeState(row.state) : decodeOlderState(row.state))
 }
 
 /** A Postgres array literal of texts: parameters are passed as text (see db/client.ts). */

@@ -238,6 +238,43 @@ test('append', async (t) => {
     t.notMatch(page, /Sort/)
   })
 
+  await t.test('two instances that write to one run in turns and at once keep one numbering, and both go on', async (t) => {
+    const run = await createRun()
+    const instances = [logInstance(database), logInstance(database)]
+    t.teardown(() => Promise.all(instances.map(({ log }) => log.close())))
+    const seqs: number[] = []
+    const write = async (turn: number, text: string) => {
+      const { results } = receiptOf(
+        (await instances[turn % 2]?.log.append(request(run.key, [item({ type: 'custom.emitted', data: { name: text } })]))) ?? { kind: 'missing' },
+      )
+      seqs.push(...results.flatMap((result) => result.seqs))
+    }
+    for (let turn = 0; turn < 6; turn++) await write(turn >> 1, `turn ${turn}`)
+    await Promise.all(upTo(20).map((turn) => write(turn, `at once ${turn}`)))
+    t.same(
+      seqs.sort((left, right) => left - right),
+      upTo(26).map((seq) => seq + 1),
+    )
+    t.same((await storedLog(sql, run.key)).seqs, upTo(27))
+  })
+
+  await t.test('an event id that another instance has stored is a duplicate, also for a writer that knows the run', async (t) => {
+    const run = await createRun()
+    const other = logInstance(database)
+    t.teardown(() => other.log.close())
+    receiptOf(await other.log.append(request(run.key, [output('first')])))
+    receiptOf(await other.log.append(request(run.key, [output('second')])))
+    const again = receiptOf(await other.log.append(request(run.key, [output('first'), output('third')])))
+    t.same(
+      again.results.map(({ status, seqs }) => ({ status, seqs })),
+      [
+        { status: 'duplicate', seqs: [2] },
+        { status: 'stored', seqs: [4] },
+      ],
+    )
+    t.same((await storedLog(sql, run.key)).seqs, upTo(4))
+  })
+
   await t.test('a connection that is lost at its commit is asked about, not guessed: nothing is stored twice', async (t) => {
     const run = await createRun()
     const proxy = await cuttingProxy(t, sql.options.path ?? `${sql.options.host[0]}:${sql.options.port[0]}`)
@@ -249,32 +286,39 @@ test('append', async (t) => {
       await fragile.log.close()
       await cut.end({ timeout: 0 })
     })
-    for (let round = 0; round < 6; round++) {
-      proxy.cutAtNextCommit(round % 2 === 0 ? 'after' : 'before')
+    // The first goes the long way, as does each that follows a loss which was found not to be stored; the others are one statement.
+    for (let round = 0; round < 12; round++) {
+      proxy.cutAtNextCommit(round % 4 < 2 ? 'after' : 'before')
       // No event ids: only knowing what the commit did keeps this exact.
       const receipt = receiptOf(await fragile.log.append(request(run.key, [item({ type: 'custom.emitted', data: { name: `round ${round}` } })])))
       t.equal(receipt.headSeq, round + 2)
     }
-    t.equal(proxy.cuts, 6)
-    t.same((await storedLog(sql, run.key)).seqs, upTo(7))
+    t.equal(proxy.cuts, 12)
+    t.ok(proxy.cutsOfOne > 2, 'statements without a transaction around them were cut as well')
+    t.same((await storedLog(sql, run.key)).seqs, upTo(13))
   })
 })
 
-/** Between a client and Postgres: cuts the connection at a COMMIT, before it is passed on or after it is done. */
+/** Between a client and Postgres: cuts the connection at a COMMIT, or at a statement that commits by itself, before it is passed on or after it is done. */
 async function cuttingProxy(t: { teardown(handler: () => void): unknown }, target: string) {
   let armed: 'before' | 'after' | undefined
-  const state = { cuts: 0 }
+  const state = { cuts: 0, cutsOfOne: 0, begun: false }
   const server: Server = createServer((client) => {
     const upstream = target.startsWith('/') ? connect(target) : connect(Number(target.split(':')[1]), target.split(':')[0])
     const cut = () => {
       state.cuts++
+      if (!state.begun) state.cutsOfOne++
       armed = undefined
       client.destroy()
       upstream.destroy()
     }
     // The events and the COMMIT are sent together.
     client.on('data', (chunk) => (armed === 'before' && chunk.includes('"custom.emitted"') ? cut() : upstream.write(chunk)))
-    upstream.on('data', (chunk) => (armed === 'after' && chunk.includes('COMMIT\0') ? cut() : client.write(chunk)))
+    upstream.on('data', (chunk) => {
+      state.begun ||= chunk.includes('BEGIN\0')
+      if (armed === 'after' && chunk.includes(state.begun ? 'COMMIT\0' : 'UPDATE 1\0')) cut()
+      else client.write(chunk)
+    })
     for (const socket of [client, upstream]) {
       socket.on('error', () => {})
       socket.on('close', () => {
@@ -290,6 +334,10 @@ async function cuttingProxy(t: { teardown(handler: () => void): unknown }, targe
     path,
     cutAtNextCommit: (when: 'before' | 'after') => {
       armed = when
+      state.begun = false
+    },
+    get cutsOfOne() {
+      return state.cutsOfOne
     },
     get cuts() {
       return state.cuts
