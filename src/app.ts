@@ -10,7 +10,7 @@ import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
 import Fastify, { type FastifyBaseLogger, type FastifyInstance } from 'fastify'
 import { createAudit } from './access/audit.js'
 import { createKeys, type Keys } from './access/keys.js'
-import type { Config } from './config.js'
+import { type Config, maskPatterns } from './config.js'
 import type { Database } from './db/client.js'
 import { migrationsCurrent } from './db/migrate.js'
 import { CanonicalEventSchema } from './domain/canonical-event.js'
@@ -22,6 +22,7 @@ import { closingPlugin } from './http/plugins/closing.js'
 import { corsPlugin } from './http/plugins/cors.js'
 import { docsPlugin } from './http/plugins/docs.js'
 import { errorsPlugin } from './http/plugins/errors.js'
+import { maskingPlugin } from './http/plugins/masking.js'
 import { requestsPlugin } from './http/plugins/requests.js'
 import { appendRoutes } from './http/routes/append.js'
 import { auditRoutes } from './http/routes/audit.js'
@@ -32,11 +33,13 @@ import { eventsRoutes } from './http/routes/events.js'
 import { healthRoutes } from './http/routes/health.js'
 import { keysRoutes } from './http/routes/keys.js'
 import { queueRoutes } from './http/routes/queue.js'
+import { replayRoutes } from './http/routes/replay.js'
 import { runsRoutes } from './http/routes/runs.js'
 import { streamRoutes } from './http/routes/stream.js'
 import { webhooksRoutes } from './http/routes/webhooks.js'
 import { AppendAnswer } from './http/schemas/append.js'
 import { serverOptions } from './http/server-options.js'
+import { createMask, NO_MASK } from './ingest/mask.js'
 import { createArtifacts } from './insight/artifacts.js'
 import { createBlobs } from './insight/blobs.js'
 import { createExporter } from './insight/export.js'
@@ -80,6 +83,8 @@ export async function buildApp({
   keys = createKeys(database, { adminApiKey: config.ADMIN_API_KEY }),
 }: AppOptions): Promise<FastifyInstance> {
   const { sql } = database
+  const patterns = maskPatterns(config)
+  const mask = patterns.length === 0 ? NO_MASK : createMask(patterns, await serviceSecret(sql, 'mask'))
   const audit = createAudit({ sql })
   const metrics = createMetrics({ queuedEvents: () => log.queuedEvents, openStreams: () => hub.stats().streams })
   const reader = createLogReader({ sql })
@@ -145,7 +150,7 @@ export async function buildApp({
   })
   const lifecycle = createLifecycle({ sql, log, assertPlan: (plan) => assertCallable(plan, outbound) })
   const onStored = (format: string, events: number) => metrics.eventsAppended.inc({ format }, events)
-  const attach = createAttach({ sql, log, outbound, config, logger, onStored })
+  const attach = createAttach({ sql, log, outbound, config, logger, onStored, mask })
   const runStates = createRunStates({ sql, states, checkpoints })
   const onDeleted = (runKey: string) => {
     hub.wake(runKey)
@@ -176,14 +181,16 @@ export async function buildApp({
   await app.register(accessPlugin, { keys, config })
   await app.register(auditPlugin, { audit })
   await app.register(bodiesPlugin, { config })
+  await app.register(maskingPlugin, { mask })
   await app.register(docsPlugin)
 
   app.addSchema(CanonicalEventSchema)
   app.addSchema(AppendAnswer)
   await app.register(runsRoutes, { sql, lifecycle, runStates, runKeys })
   await app.register(queueRoutes, { sql, claims, leases, runKeys })
-  await app.register(appendRoutes, { config, log, runKeys, metrics })
+  await app.register(appendRoutes, { config, log, runKeys, mask, metrics })
   await app.register(eventsRoutes({ log: reader }))
+  await app.register(replayRoutes({ hub, log: reader, runStates, config }))
   await app.register(streamRoutes({ hub, log: reader, config, snapshotOf: (run) => runStates.read(run) }))
   await app.register(bundlesRoutes({ exporter }))
   await app.register(keysRoutes({ keys }))

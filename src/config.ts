@@ -6,6 +6,7 @@ import { readFileSync } from 'node:fs'
 import { parseEnv } from 'node:util'
 import { FormatRegistry, type Static, type TSchema, Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
+import { createMask, PatternError } from './ingest/mask.js'
 
 const integer = (minimum: number, maximum: number, fallback: number, description: string) => Type.Integer({ minimum, maximum, default: fallback, description })
 
@@ -81,7 +82,7 @@ export const ConfigSchema = Type.Object({
     Type.String({
       format: 'mask-patterns',
       description:
-        'regular expressions of secrets that are masked as they come in, separated by white space (\\s stands for it in one); each of 500 characters at most, and none may match the empty text',
+        'regular expressions of secrets that are masked as they come in, separated by white space, for which \\s stands in one; without look-around and back references, and none may match the empty text',
     }),
   ),
   ARTIFACT_INLINE_BYTES: integer(0, 1_048_576, 65_536, 'bytes of an artifact up to which it is stored in the database; larger ones go to the store'),
@@ -125,7 +126,7 @@ export function loadConfig(env: Record<string, string | undefined> = process.env
     const value = text ? fromText(schema, text) : schema.default
     if (value === undefined) continue
     if (Value.Check(schema, value)) values[name] = value
-    else problems.push(`${name}: ${schema.secret ? 'its value' : `'${text}'`} is not allowed. Allowed: ${allowed(schema)}.`)
+    else problems.push(`${name}: ${schema.secret ? 'its value' : `'${text}'`} is not allowed${faultIn(schema, text)}. Allowed: ${allowed(schema)}.`)
   }
   if (problems.length > 0) throw new ConfigError(problems.join('\n'))
   return Value.Decode(ConfigSchema, values)
@@ -143,13 +144,18 @@ export function maskPatterns(config: Pick<Config, 'MASK_PATTERNS'>): string[] {
 
 /** Why the service does not start with these patterns. */
 function patternFault(text: string): string | undefined {
-  return maskPatterns({ MASK_PATTERNS: text }).find((pattern) => {
-    try {
-      return pattern.length > 500 || new RegExp(pattern, 'u').test('')
-    } catch {
-      return true
-    }
-  })
+  try {
+    createMask(maskPatterns({ MASK_PATTERNS: text }))
+    return undefined
+  } catch (error) {
+    if (error instanceof PatternError) return error.message
+    throw error
+  }
+}
+
+function faultIn(schema: TSchema, text: string | undefined): string {
+  const fault = schema.format === 'mask-patterns' && text ? patternFault(text) : undefined
+  return fault === undefined ? '' : `: ${fault}`
 }
 
 function readEnvFile(path: string): NodeJS.Dict<string> {

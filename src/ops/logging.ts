@@ -1,9 +1,10 @@
 /** The log: JSON lines on stdout, one a request. Neither payloads nor secrets are in it. */
 import { type DestinationStream, type Logger, pino, stdTimeFunctions } from 'pino'
-import type { Config } from '../config.js'
+import { type Config, maskPatterns } from '../config.js'
+import { createMask } from '../ingest/mask.js'
 
 /** @param destination where the lines go; none: stdout. */
-export function createLogger(config: Pick<Config, 'LOG_LEVEL'>, destination?: DestinationStream): Logger {
+export function createLogger(config: Pick<Config, 'LOG_LEVEL' | 'MASK_PATTERNS'>, destination?: DestinationStream): Logger {
   const options = {
     level: config.LOG_LEVEL,
     base: null,
@@ -12,7 +13,10 @@ export function createLogger(config: Pick<Config, 'LOG_LEVEL'>, destination?: De
     serializers: { err: loggableError },
     redact: ['authorization', 'key', 'password', 'secret', 'token', '*.authorization', '*.key', '*.password', '*.secret', '*.token'],
   }
-  return destination ? pino(options, destination) : pino(options)
+  const mask = createMask(maskPatterns(config))
+  if (mask.isOff) return destination ? pino(options, destination) : pino(options)
+  const out = destination ?? pino.destination(1)
+  return pino(options, { write: (line) => out.write(mask.json(line)) })
 }
 
 const SECRET_NAME = /token|key|secret|password|signature/i

@@ -8,6 +8,7 @@ import { createHash } from 'node:crypto'
 import { RunplaneError } from '../errors.js'
 import type { Format, Rejected } from '../ingest/format.js'
 import { createNdjsonSplitter, type ItemLimits, type RawItem, splitJsonBody } from '../ingest/json-items.js'
+import type { Mask } from '../ingest/mask.js'
 import { normalizeItem } from '../ingest/normalize.js'
 import { eventTooLarge } from '../ingest/raw-item.js'
 import { createSseSplitter, type SseFrame } from '../ingest/sse.js'
@@ -34,6 +35,7 @@ export interface SourceItemsOptions {
   as: 'sse' | 'ndjson'
   format: Format
   limits: ItemLimits
+  mask?: Pick<Mask, 'item'> | undefined
   /** The producer's name of events that do not tell it. */
   defaultSource: string
   cursor: string | null
@@ -52,7 +54,8 @@ export function createSourceItems(options: SourceItemsOptions): SourceItems {
   const { format, limits, defaultSource } = options
   let { cursor } = options
 
-  function toItem(raw: RawItem): AppendItem {
+  function toItem(sent: RawItem): AppendItem {
+    const raw = options.mask?.item(sent) ?? sent
     if (!raw.ok) return { text: '', format: format.name, normalized: { ok: false, code: raw.code, detail: raw.detail } }
     return { text: raw.text, format: format.name, normalized: normalizeItem(format, raw.value, { defaultSource }) }
   }

@@ -15,7 +15,7 @@ import type { AppendReceipt, AppendRequest } from '../log/append-request.js'
 import type { GroupCommit } from '../log/group-commit.js'
 import type { Outbound } from '../ops/outbound.js'
 import type { FoldState } from '../projections/fold.js'
-import { createSourceItems, type Slice } from './attach-items.js'
+import { createSourceItems, type Slice, type SourceItemsOptions } from './attach-items.js'
 import { nameOf, type SourceConfig, sourceRequest } from './attach-source.js'
 import { type Verdict, verdictOnAnswer, verdictOnError } from './attach-verdict.js'
 
@@ -23,6 +23,7 @@ export interface ReaderDeps {
   log: Pick<GroupCommit, 'appendWhenRoom'>
   outbound: Pick<Outbound, 'dispatcher' | 'assertUrl'>
   limits: ItemLimits
+  mask?: SourceItemsOptions['mask']
   idleTimeoutMs: number
   onStored?: ((format: string, events: number) => void) | undefined
 }
@@ -123,7 +124,14 @@ export async function readSource(deps: ReaderDeps, connection: Connection): Prom
       if (isTerminal(receipt.status)) return { kind: 'over' }
       await connection.onOpen()
       opened = true
-      const items = createSourceItems({ as: verdict.as, format, limits: deps.limits, defaultSource: nameOf(config), cursor: connection.cursor })
+      const items = createSourceItems({
+        as: verdict.as,
+        format,
+        limits: deps.limits,
+        mask: deps.mask,
+        defaultSource: nameOf(config),
+        cursor: connection.cursor,
+      })
       const storeAll = async (slices: Slice[]) => {
         // All that was read is stored, though the run may end on the way.
         let goesOn = true

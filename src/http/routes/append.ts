@@ -13,6 +13,7 @@ import { RunplaneError, runNotFound } from '../../errors.js'
 import { explain } from '../../ingest/explain.js'
 import type { Format } from '../../ingest/format.js'
 import { createNdjsonSplitter, type ItemLimits, type RawItem, splitJsonBody } from '../../ingest/json-items.js'
+import type { Mask } from '../../ingest/mask.js'
 import { formatFor, NDJSON_TYPES, normalizeItem } from '../../ingest/normalize.js'
 import type { AppendItem, AppendReceipt, AppendRequest, ProducerHeaders } from '../../log/append-request.js'
 import type { GroupCommit } from '../../log/group-commit.js'
@@ -32,10 +33,11 @@ export interface AppendRoutesDeps {
   config: Pick<Config, 'MAX_EVENT_BYTES' | 'MAX_BATCH_EVENTS' | 'MAX_BODY_BYTES'>
   log: GroupCommit
   runKeys: RunKeys
+  mask: Pick<Mask, 'item'>
   metrics: Pick<Metrics, 'eventsAppended'>
 }
 
-export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (app, { config, log, runKeys, metrics }) => {
+export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (app, { config, log, runKeys, mask, metrics }) => {
   const limits: ItemLimits = { maxEventBytes: config.MAX_EVENT_BYTES, maxEvents: config.MAX_BATCH_EVENTS }
 
   // Bodies are cut by their bytes, so nothing may parse them before.
@@ -69,7 +71,7 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
       let slice = 0
 
       const append = async (items: RawItem[], hash: () => string, commit = log.append): Promise<void> => {
-        const appendItems = items.map((item) => toAppendItem(item, format, access.keyName))
+        const appendItems = items.map((item) => toAppendItem(mask.item(item), format, access.keyName))
         const base = producer ? `p:${producer.id.length}:${producer.id}:${producer.epoch}:${producer.seq}` : idempotencyKey && `k:${idempotencyKey}`
         const receipt = await store(commit, access.workspaceId, runId, {
           receivedAt: new Date().toISOString(),
@@ -128,7 +130,7 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
         }
       }
       if (items.length === 0) throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send what you would post to a run.')
-      return explain(format, items, { defaultSource: request.access.keyName })
+      return explain(format, items.map(mask.item), { defaultSource: request.access.keyName })
     },
   )
 
