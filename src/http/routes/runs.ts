@@ -23,10 +23,13 @@ export interface RunsRoutesDeps {
 
 const JSON_TYPE = 'application/json; charset=utf-8'
 const Body = Type.Unknown({ description: 'a CreateRun, or a macp RunDescriptor' })
-const State = Type.Object({ runId: Type.String(), version: Type.Integer(), schemaVersion: Type.Integer(), state: Type.Unknown() }, { $id: 'RunStateAnswer' })
+export const RunStateAnswer = Type.Object(
+  { runId: Type.String(), version: Type.Integer(), schemaVersion: Type.Integer(), state: Type.Unknown() },
+  { $id: 'RunStateAnswer' },
+)
 
 export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app, { sql, lifecycle, runStates, runKeys }) => {
-  for (const schema of [CreateRun, RunDescriptor, RunRecord, State]) app.addSchema(schema)
+  for (const schema of [CreateRun, RunDescriptor, RunRecord, RunStateAnswer]) app.addSchema(schema)
   const record = reference(RunRecord)
   // Sent as text, see stateText.
   const stateAnswer = Type.Unsafe<string>({ $ref: 'RunStateAnswer#' })
@@ -175,7 +178,7 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
 }
 
 /** The answer as text: going through objects again would cost more than folding the state. */
-function stateText(runId: string, { version, schemaVersion, stateJson }: StateAnswer): string {
+export function stateText(runId: string, { version, schemaVersion, stateJson }: StateAnswer): string {
   return `{"runId":${JSON.stringify(runId)},"version":${version},"schemaVersion":${schemaVersion},"state":${stateJson}}`
 }
 
