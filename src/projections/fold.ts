@@ -97,6 +97,29 @@ export function decodeState(text: string): FoldState {
   return state
 }
 
+/**
+ * The state of a snapshot that an older version wrote, as far as this one understands it: for runs whose first events are gone, so that there is nothing to
+ * fold it from anew. What is not in it, or is of another kind, begins empty.
+ * @throws SyntaxError for what is no snapshot at all
+ */
+export function decodeOlderState(text: string): FoldState {
+  const snapshot: { version: number; folds: Record<string, Record<string, unknown> | undefined> } = JSON.parse(text)
+  const state = createState()
+  state.version = snapshot.version
+  for (const name of NAMES) {
+    for (const [key, initial] of Object.entries(state.folds[name])) {
+      const saved = snapshot.folds[name]?.[key]
+      if (saved === undefined) continue
+      if (initial instanceof Map) {
+        if (Array.isArray(saved)) Reflect.set(state.folds[name], key, new Map(saved as [string, unknown][]))
+      } else if (initial === null || (saved !== null && typeof saved === typeof initial && Array.isArray(saved) === Array.isArray(initial))) {
+        Reflect.set(state.folds[name], key, saved)
+      }
+    }
+  }
+  return state
+}
+
 /** What the log keeps of a state in the run's row. */
 export interface RunSummary {
   runId: string

@@ -9,7 +9,7 @@
  */
 import type { Sql } from '../db/client.js'
 import type { CommittedBatch } from '../log/committed.js'
-import { foldPage, type States } from '../log/states.js'
+import { assertReached, foldPage, type States } from '../log/states.js'
 import { createState, decodeState, encodeState, type FoldState, PROJECTION_SCHEMA_VERSION } from '../projections/fold.js'
 
 const EVERY_EVENTS = 5000
@@ -85,13 +85,13 @@ export function createCheckpoints(deps: {
     let since: Since = { events: 0, bytes: 0 }
     while (state.version < seq) {
       const page = await foldPage(sql, runKey, state, Math.min(seq, state.version + everyEvents - since.events))
-      if (page.events === 0) break
       since.events += page.events
       since.bytes += page.bytes
       if (!isDue(since)) continue
       await save(runKey, state.version, encodeState(state))
       since = { events: 0, bytes: 0 }
     }
+    assertReached(state, seq)
     return state
   }
 
