@@ -34,7 +34,6 @@ import { healthRoutes } from './http/routes/health.js'
 import { keysRoutes } from './http/routes/keys.js'
 import { queueRoutes } from './http/routes/queue.js'
 import { replayRoutes } from './http/routes/replay.js'
-import { replayRoutes } from './http/routes/replay.js'
 import { runsRoutes } from './http/routes/runs.js'
 import { streamRoutes } from './http/routes/stream.js'
 import { webhooksRoutes } from './http/routes/webhooks.js'
@@ -135,6 +134,7 @@ export async function buildApp({
   const claims = createClaims({
     sql,
     log,
+    states,
     defaults: leaseDefaults,
     pollMs: config.STREAM_POLL_MS,
     logger,
@@ -191,7 +191,6 @@ export async function buildApp({
   await app.register(queueRoutes, { sql, claims, leases, runKeys })
   await app.register(appendRoutes, { config, log, runKeys, mask, metrics })
   await app.register(eventsRoutes({ log: reader }))
-  await app.register(replayRoutes({ hub, log: reader, runStates, config }))
   await app.register(replayRoutes({ hub, log: reader, runStates, config }))
   await app.register(streamRoutes({ hub, log: reader, config, snapshotOf: (run) => runStates.read(run) }))
   await app.register(bundlesRoutes({ exporter }))
