@@ -122,7 +122,8 @@ const MAX_CHECKS = 1_000_000
 const LINK_BYTES = 32
 const NEWLINE = 0x0a
 
-export const checkSpacing = (events: number) => Math.max(1, Math.ceil(events / MAX_CHECKS))
+/** @param headSeq of the run: known before the first event is. */
+export const checkSpacing = (headSeq: number) => Math.max(1, Math.ceil(headSeq / MAX_CHECKS))
 
 export type EventTally = ReturnType<typeof createEventTally>
 

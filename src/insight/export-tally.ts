@@ -23,8 +23,8 @@ const lengthOf = (range: EventRange | undefined) => (range ? Math.max(0, range.t
 
 export function createExportTally(subject: ExportSubject) {
   const { canonical: range, raw: rawRange } = subject
-  const canonical = createEventTally(range?.from ?? 1, checkSpacing(lengthOf(range)))
-  const raw = createEventTally(rawRange?.from ?? 1, checkSpacing(lengthOf(rawRange)))
+  const canonical = createEventTally(range?.from ?? 1, checkSpacing(subject.headSeq))
+  const raw = createEventTally(rawRange?.from ?? 1, checkSpacing(subject.headRawSeq))
   const types = new Map<string, number>()
   const files: Manifest['files'] = []
 

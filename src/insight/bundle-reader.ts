@@ -1,0 +1,337 @@
+/**
+ * Reading bundles: zip, NDJSON or JSON, the latter two also gzipped. `scanBundle` gives what is in one as it reads, and throws at the first
+ * byte that is not as it was exported; only when it has ended is what it gave known to be whole.
+ */
+import { createHash } from 'node:crypto'
+import { createReadStream } from 'node:fs'
+import { open, stat } from 'node:fs/promises'
+import type { Readable } from 'node:stream'
+import { createGunzip } from 'node:zlib'
+import { type Entry, openPromise, type ZipFile } from 'yauzl'
+import type { CanonicalEvent } from '../domain/canonical-event.js'
+import {
+  ARTIFACTS_FOLDER,
+  BundleError,
+  CANONICAL_FILE,
+  CHECKS_FILE,
+  createFileTally,
+  MANIFEST_FILE,
+  type Manifest,
+  RAW_FILE,
+  SECTIONS,
+  type Section,
+  TABLES,
+} from './bundle.js'
+import { type ArtifactPiece, createBundleCheck } from './bundle-check.js'
+import type { CheckedEvent, CheckedRaw } from './bundle-events.js'
+import { cutError, HEADER_PLACE, isNdjson, jsonParser, type LineParser, MAX_LINE_BYTES, ndjsonParser, readLines } from './bundle-lines.js'
+
+export { BundleError } from './bundle.js'
+
+export type BundlePart =
+  | { kind: 'header'; header: { runId: string; headSeq: number; headRawSeq: number } }
+  | { kind: 'run' | 'state' | 'metrics'; value: unknown }
+  | { kind: 'canonical'; events: CheckedEvent[] }
+  | { kind: 'raw'; events: CheckedRaw[] }
+  | { kind: 'artifact'; piece: ArtifactPiece }
+  /** The last: all is checked. */
+  | { kind: 'manifest'; manifest: Manifest }
+
+export interface ReadLimits {
+  /** Of all files, unpacked. */
+  maxBytes: number
+}
+
+export interface Bundle {
+  manifest: Manifest
+  /** The record in run.json. */
+  run: Record<string, unknown>
+  state: unknown
+  events(): AsyncIterable<CanonicalEvent>
+  close(): Promise<void>
+}
+
+const NO_LIMIT: ReadLimits = { maxBytes: Number.MAX_SAFE_INTEGER }
+const READ_BYTES = 262_144
+const ZIP = 'the zip'
+
+/**
+ * Reads all of a bundle and checks it, and then gives its events as often as they are wanted.
+ * @throws BundleError that names the file and, where there is one, the seq.
+ */
+export async function openBundle(path: string, limits: ReadLimits = NO_LIMIT): Promise<Bundle> {
+  let run: Record<string, unknown> = {}
+  let state: unknown
+  let manifest: Manifest | undefined
+  for await (const part of scanBundle(path, limits)) {
+    // The check has seen that it is an object.
+    if (part.kind === 'run') run = part.value as Record<string, unknown>
+    else if (part.kind === 'state') state = part.value
+    else if (part.kind === 'manifest') manifest = part.manifest
+  }
+  if (!manifest) throw cutError(undefined, undefined)
+  return {
+    manifest,
+    run,
+    state,
+    async *events() {
+      for await (const part of scanBundle(path, limits)) {
+        if (part.kind === 'canonical') for (const { event } of part.events) yield event
+        else if (part.kind === 'raw') return
+      }
+    },
+    async close() {},
+  }
+}
+
+/** What is in a bundle, in the order of its sections. @throws BundleError; RangeError where it is larger than it may be. */
+export async function* scanBundle(path: string, limits: ReadLimits = NO_LIMIT): AsyncGenerator<BundlePart> {
+  const start = await firstBytes(path)
+  if (start.length === 0) throw new BundleError(HEADER_PLACE, 'the bundle is empty')
+  if (start.toString('latin1', 0, 4) === 'PK\x03\x04' || start.toString('latin1', 0, 4) === 'PK\x05\x06') yield* scanZip(path, limits)
+  else yield* scanLines(path, start[0] === 0x1f && start[1] === 0x8b, limits)
+}
+
+async function firstBytes(path: string): Promise<Buffer> {
+  const file = await open(path)
+  try {
+    const { buffer, bytesRead } = await file.read(Buffer.alloc(4), 0, 4, 0)
+    return buffer.subarray(0, bytesRead)
+  } finally {
+    await file.close()
+  }
+}
+
+async function* limited(pieces: AsyncIterable<Buffer>, budget: { bytes: number }): AsyncGenerator<Buffer> {
+  for await (const piece of pieces) {
+    budget.bytes -= piece.length
+    if (budget.bytes < 0) throw new RangeError('the bundle is larger than it may be')
+    yield piece
+  }
+}
+
+async function* scanLines(path: string, isGzip: boolean, limits: ReadLimits): AsyncGenerator<BundlePart> {
+  const check = createBundleCheck()
+  const file = createReadStream(path, { highWaterMark: READ_BYTES })
+  const bytes: Readable = isGzip ? file.pipe(createGunzip({ chunkSize: READ_BYTES })) : file
+  file.on('error', (error) => bytes.destroy(error))
+  let parser: LineParser | undefined
+  let isEnded = false
+  const place = () => (parser ? (check.place().section?.file ?? HEADER_PLACE) : HEADER_PLACE)
+  try {
+    for await (const lines of readLines(limited(bytes, { bytes: limits.maxBytes }), place)) {
+      const batch = createBatch()
+      for (const line of lines) {
+        if (isEnded) throw new BundleError(MANIFEST_FILE, 'something follows it')
+        parser ??= isNdjson(line) ? ndjsonParser() : jsonParser()
+        const item = parser(line)
+        if (!item) throw new BundleError(place(), 'a line is not one of a bundle', check.place().seq)
+        if (item.what === 'header') {
+          check.begin(item.text.toString('utf8'))
+          batch.add({ kind: 'header', header: check.header })
+        } else if (item.what === 'item') takeItem(check, item.section, item.text, batch)
+        else if (item.what === 'error') throw new BundleError(place(), `the export failed here: ${item.text.toString('utf8', 0, 500)}`, check.place().seq)
+        else if (item.what === 'manifest') {
+          isEnded = true
+          batch.add({ kind: 'manifest', manifest: check.end(item.text.toString('utf8')) })
+        }
+      }
+      yield* batch.parts
+    }
+  } catch (error) {
+    if (isGzip && !(error instanceof BundleError || error instanceof RangeError)) {
+      throw new BundleError(place(), `the gzip is cut or damaged here: ${error instanceof Error ? error.message : ''}`, check.place().seq)
+    }
+    throw error
+  } finally {
+    file.destroy()
+    bytes.destroy()
+  }
+  if (!isEnded) throw parser ? cutError(check.place().section, check.place().seq) : new BundleError(HEADER_PLACE, 'it is missing')
+}
+
+/** Events that follow each other are one part. */
+function createBatch() {
+  const parts: BundlePart[] = []
+  return {
+    parts,
+    add: (part: BundlePart) => void parts.push(part),
+    canonical(event: CheckedEvent) {
+      const last = parts.at(-1)
+      if (last?.kind === 'canonical') last.events.push(event)
+      else parts.push({ kind: 'canonical', events: [event] })
+    },
+    raw(event: CheckedRaw) {
+      const last = parts.at(-1)
+      if (last?.kind === 'raw') last.events.push(event)
+      else parts.push({ kind: 'raw', events: [event] })
+    },
+  }
+}
+
+type Batch = ReturnType<typeof createBatch>
+
+function takeItem(check: ReturnType<typeof createBundleCheck>, section: Section, line: Buffer, batch: Batch): void {
+  check.enter(section)
+  switch (section.file) {
+    case CANONICAL_FILE:
+      batch.canonical(check.canonical(line))
+      break
+    case RAW_FILE:
+      batch.raw(check.raw(line))
+      break
+    case ARTIFACTS_FOLDER:
+      batch.add({ kind: 'artifact', piece: check.artifact(line) })
+      break
+    case CHECKS_FILE:
+      check.checks(line)
+      break
+    default:
+      batch.add({ kind: section.kind, value: check.single(section, line) })
+  }
+}
+
+/** A zip may have so many entries: artifacts, and a dozen files. */
+const MAX_ENTRIES = 100_000
+/** Nothing that is said in an event packs like this; a megabyte may. */
+const MAX_RATIO = 500
+const FREE_BYTES = 16_777_216
+
+async function* scanZip(path: string, limits: ReadLimits): AsyncGenerator<BundlePart> {
+  let zip: ZipFile
+  try {
+    zip = await openPromise(path, { autoClose: false, lazyEntries: true, strictFileNames: true, validateEntrySizes: true, decodeStrings: true })
+  } catch (error) {
+    throw new BundleError(ZIP, `its end is missing or damaged (${error instanceof Error ? error.message : ''}). Fetch the bundle again`)
+  }
+  try {
+    yield* scanEntries(path, zip, await entriesOf(zip, limits), limits)
+  } finally {
+    zip.close()
+  }
+}
+
+async function entriesOf(zip: ZipFile, limits: ReadLimits): Promise<Map<string, Entry>> {
+  const entries = new Map<string, Entry>()
+  const allowed = new Set<string>([...SECTIONS.filter(({ file }) => file !== ARTIFACTS_FOLDER).map(({ file }) => file), ...TABLES, MANIFEST_FILE])
+  if (zip.entryCount > MAX_ENTRIES) throw new BundleError(ZIP, `it has ${zip.entryCount} entries`)
+  let bytes = 0
+  try {
+    for await (const entry of zip.eachEntry()) {
+      const { fileName, uncompressedSize, compressedSize } = entry
+      if (fileName === 'error.json') throw new BundleError(fileName, 'the export failed on its way. Export the run again')
+      if (!allowed.has(fileName) && !/^artifacts\/[0-9a-f]{64}$/.test(fileName)) throw new BundleError(fileName.slice(0, 200), 'no bundle has such a file')
+      if (entries.has(fileName)) throw new BundleError(fileName, 'it is there twice')
+      if (uncompressedSize > FREE_BYTES && uncompressedSize > MAX_RATIO * compressedSize) throw new RangeError(`${fileName} would be ${uncompressedSize} bytes`)
+      bytes += uncompressedSize
+      entries.set(fileName, entry)
+    }
+  } catch (error) {
+    if (error instanceof BundleError || error instanceof RangeError) throw error
+    throw new BundleError(ZIP, `its directory is damaged: ${error instanceof Error ? error.message : ''}`)
+  }
+  if (bytes > limits.maxBytes) throw new RangeError('the bundle is larger than it may be')
+  return entries
+}
+
+async function* scanEntries(path: string, zip: ZipFile, entries: Map<string, Entry>, limits: ReadLimits): AsyncGenerator<BundlePart> {
+  const check = createBundleCheck()
+  const budget = { bytes: limits.maxBytes }
+
+  async function* contentOf(file: string): AsyncGenerator<Buffer> {
+    const entry = entries.get(file)
+    if (!entry) throw new BundleError(file, 'it is missing')
+    try {
+      const content = await zip.openReadStreamPromise(entry)
+      yield* limited(content, budget)
+    } catch (error) {
+      if (error instanceof BundleError || error instanceof RangeError) throw error
+      const { section, seq } = check.place()
+      throw new BundleError(file, `it is cut or damaged: ${error instanceof Error ? error.message : ''}`, section?.file === file ? seq : undefined)
+    }
+  }
+
+  async function wholeLine(file: string): Promise<Buffer> {
+    const pieces: Buffer[] = []
+    let bytes = 0
+    for await (const piece of contentOf(file)) {
+      pieces.push(piece)
+      bytes += piece.length
+      if (bytes > MAX_LINE_BYTES) throw new BundleError(file, `it is longer than ${MAX_LINE_BYTES} bytes`)
+    }
+    const text = Buffer.concat(pieces)
+    if (text.indexOf(0x0a) !== text.length - 1) throw new BundleError(file, 'it is not one line')
+    return text.subarray(0, -1)
+  }
+
+  const manifestText = (await wholeLine(MANIFEST_FILE)).toString('utf8')
+  const header = headerOf(manifestText)
+  check.begin(header)
+  yield { kind: 'header', header: check.header }
+  for (const section of SECTIONS) {
+    const { file } = section
+    if (file === ARTIFACTS_FOLDER) {
+      check.enter(section)
+      for (const name of entries.keys()) {
+        if (!name.startsWith(ARTIFACTS_FOLDER)) continue
+        const { mediaType, bytes } = artifactOf(manifestText, name)
+        check.artifactBegins(name.slice(ARTIFACTS_FOLDER.length), bytes, mediaType)
+        yield { kind: 'artifact', piece: check.artifactPiece(Buffer.alloc(0)) }
+        for await (const piece of contentOf(name)) yield { kind: 'artifact', piece: check.artifactPiece(piece) }
+      }
+    } else if (entries.has(file)) {
+      check.enter(section)
+      if (!section.list) {
+        const batch = createBatch()
+        batch.add({ kind: section.kind, value: check.single(section, await wholeLine(file)) })
+        yield* batch.parts
+        continue
+      }
+      for await (const lines of readLines(contentOf(file), () => file)) {
+        const batch = createBatch()
+        for (const line of lines) takeItem(check, section, line, batch)
+        yield* batch.parts
+      }
+    }
+  }
+  for (const table of TABLES) {
+    if (!entries.has(table)) continue
+    const tally = createFileTally()
+    for await (const piece of contentOf(table)) tally.add(piece)
+    check.other(tally.end(table))
+  }
+  const manifest = check.end(manifestText)
+  await checkSeal(path, zip.comment)
+  yield { kind: 'manifest', manifest }
+}
+
+/** The manifest begins with what other containers begin with. */
+function headerOf(manifestText: string): string {
+  try {
+    const { bundleVersion, service, runId, format, profile, headSeq, headRawSeq } = JSON.parse(manifestText)
+    return JSON.stringify({ bundleVersion, service, runId, format, profile, headSeq, headRawSeq })
+  } catch {
+    throw new BundleError(MANIFEST_FILE, 'it is not JSON')
+  }
+}
+
+function artifactOf(manifestText: string, file: string): { mediaType: string; bytes: number } {
+  const { artifacts } = JSON.parse(manifestText) as Partial<Manifest>
+  const found = Array.isArray(artifacts) ? artifacts.find(({ sha256 }) => `${ARTIFACTS_FOLDER}${sha256}` === file) : undefined
+  if (!found) throw new BundleError(file, 'the manifest does not tell of it')
+  return found
+}
+
+/**
+ * An export writes the hash of the zip's bytes into its comment: between its files there are bytes too. A zip that was packed anew from the same
+ * files has none, and its files are what counts.
+ */
+async function checkSeal(path: string, comment: string): Promise<void> {
+  if (comment === '') return
+  const { size } = await stat(path)
+  const digest = createHash('sha256')
+  // All but the comment and its length.
+  for await (const piece of createReadStream(path, { end: size - comment.length - 3 })) digest.update(piece)
+  if (comment !== `sha256:${digest.digest('hex')}`)
+    throw new BundleError(ZIP, 'its bytes are not those that were exported: the SHA-256 in its comment is another')
+}
