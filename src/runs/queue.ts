@@ -20,6 +20,7 @@ import { isTerminal } from '../domain/run.js'
 import type { PlacedRun } from '../log/append-request.js'
 import type { CommittedBatch, CommittedEvent } from '../log/committed.js'
 import type { GroupCommit } from '../log/group-commit.js'
+import { type States, warm } from '../log/states.js'
 import { type RunRecord, runByKey, toRecord } from './record.js'
 import { queuesWithRuns, type ReservedRun, reserve, unreserve } from './reservations.js'
 
@@ -52,6 +53,7 @@ export interface Claims {
 export interface ClaimsDeps {
   sql: Sql
   log: GroupCommit
+  states: States
   defaults: Pick<LeaseDefaults, 'leaseMs'>
   /** Between two looks for what a lost wake-up would have told. */
   pollMs: number
@@ -95,7 +97,7 @@ const FREED = 'f:'
 /** A wake-up is as short as the key of a run. */
 const hintOf = (kind: typeof ARRIVED | typeof FREED, ...names: string[]) => kind + createHash('sha256').update(names.join(' ')).digest('hex').slice(0, 32)
 
-export function createClaims({ sql, log, defaults, pollMs, logger, publish, onDelayed }: ClaimsDeps): Claims {
+export function createClaims({ sql, log, states, defaults, pollMs, logger, publish, onDelayed }: ClaimsDeps): Claims {
   const lines = new Map<string, Line>()
   const linesByHint = new Map<string, Set<Line>>()
   const underWay = new Set<Promise<unknown>>()
@@ -152,6 +154,8 @@ export function createClaims({ sql, log, defaults, pollMs, logger, publish, onDe
         const joined = claimers
         const found = await reserve(sql, { workspaceId: line.workspaceId, queues: line.queues, count }, line.hasLimits)
         line.hasLimits = found.hasLimits
+        // Where it fails, the append reads what it needs.
+        await warm(sql, states, found.runs).catch(() => {})
         handOut(line, found.runs)
         if (found.isContended || found.runs.length === count) line.lookAgain = true
         else {

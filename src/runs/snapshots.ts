@@ -12,7 +12,7 @@ const ROUND_MS = 500
 /** A run that goes on is saved at most this often, and at the latest this long after its last event. */
 const MIN_AGE_MS = 2000
 const MAX_AGE_MS = 10_000
-/** Events that a state which memory lets go of is ahead of its row, for it to be saved. */
+/** Events that a state is ahead of its row for it to be saved when memory lets go of it, or when its run ends. */
 const WORTH_SAVING_EVENTS = 100
 /** States that memory has let go of and that wait to be saved: they are still held until then. */
 const MAX_WAITING = 100
@@ -41,7 +41,8 @@ export function startSnapshots(deps: { sql: Sql; states: States; everyEvents: nu
   const isDue = ({ state, savedVersion, savedAtMs }: HotState, nowMs: number): boolean => {
     if (!state) return false
     const ageMs = nowMs - savedAtMs
-    if (isTerminal(state.folds.run.status)) return ageMs > ROUND_MS
+    // A short run that has ended is folded again faster than its state is written, and many are never looked at again.
+    if (isTerminal(state.folds.run.status)) return ageMs > ROUND_MS && state.version >= WORTH_SAVING_EVENTS
     return (state.version - savedVersion >= everyEvents && ageMs >= MIN_AGE_MS) || ageMs >= MAX_AGE_MS
   }
 
