@@ -55,6 +55,8 @@ import { createMetrics } from './ops/metrics.js'
 import { createOutbound } from './ops/outbound.js'
 import { createAttach } from './runs/attach.js'
 import { assertCallable } from './runs/attach-source.js'
+import { createCancelCallbacks } from './runs/cancel-callback.js'
+import { createRecovery } from './runs/recovery.js'
 import { createCheckpoints } from './runs/checkpoints.js'
 import { createCommands } from './runs/commands.js'
 import { startDeadlines } from './runs/deadlines.js'
@@ -108,6 +110,7 @@ export async function buildApp({
         checkpoints.committed(batch)
         wake.publish(batch.runKey)
         attach.committed(batch)
+        cancelCallbacks.committed(batch)
       }
       claims.committed(batches)
       webhooks.committed(batches)
@@ -152,6 +155,8 @@ export async function buildApp({
   const lifecycle = createLifecycle({ sql, log, assertPlan: (plan) => assertCallable(plan, outbound) })
   const onStored = (format: string, events: number) => metrics.eventsAppended.inc({ format }, events)
   const attach = createAttach({ sql, log, outbound, config, logger, onStored, mask })
+  const recovery = createRecovery({ sql, log, config, logger })
+  const cancelCallbacks = createCancelCallbacks({ sql, outbound, logger, pollMs: config.RECOVERY_INTERVAL_MS })
   const runStates = createRunStates({ sql, states, checkpoints })
   const onDeleted = (runKey: string) => {
     hub.wake(runKey)
@@ -220,6 +225,8 @@ export async function buildApp({
     await deadlines.close()
     await deletions.close()
     await attach.close()
+    await recovery.close()
+    await cancelCallbacks.close()
     await log.close()
     await checkpoints.close()
     await snapshots.close()
@@ -236,6 +243,8 @@ export async function buildApp({
     },
   })
   attach.start()
+  recovery.start()
+  cancelCallbacks.start()
   leases.start()
   webhooks.start()
   return app

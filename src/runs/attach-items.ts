@@ -35,7 +35,7 @@ export interface SourceItemsOptions {
   as: 'sse' | 'ndjson'
   format: Format
   limits: ItemLimits
-  mask?: Pick<Mask, 'item'> | undefined
+  mask?: Pick<Mask, 'item' | 'text'> | undefined
   /** The producer's name of events that do not tell it. */
   defaultSource: string
   cursor: string | null
@@ -138,7 +138,7 @@ export function createSourceItems(options: SourceItemsOptions): SourceItems {
       if (SERVICE_FRAMES.has(frame.name)) return []
       return [refused({ ok: false, code: error.code, detail: `A frame is not an event. ${error.message}` })]
     }
-    const items = raws.map((raw, index) => withFrameId(toItem(raw), frame.id, index))
+    const items = raws.map((raw, index) => withFrameId(toItem(raw), frame.id && (options.mask?.text(frame.id) ?? frame.id), index))
     return SERVICE_FRAMES.has(frame.name) ? items.filter(isMapped) : items
   }
 

@@ -50,11 +50,11 @@ function verdictOnContent(headers: Answer['headers']): Verdict {
 const NEVER_CODES = new Set(['UND_ERR_INVALID_ARG', 'UND_ERR_NOT_SUPPORTED', 'ERR_INVALID_URL', 'ERR_INVALID_CHAR', 'ERR_INVALID_ARG_TYPE'])
 
 /** The reason holds nothing of the request: its headers are secret. */
-export function verdictOnError(error: unknown): Extract<Verdict, { kind: 'again' | 'never' }> {
+export function verdictOnError(error: unknown, what = 'source'): Extract<Verdict, { kind: 'again' | 'never' }> {
   if (error instanceof AddressRefused || (error instanceof RunplaneError && error.code !== 'OVERLOADED')) return { kind: 'never', reason: error.message }
   const code = codeOf(error)
-  if (NEVER_CODES.has(code)) return { kind: 'never', reason: `The source cannot be asked: ${code}.` }
-  return { kind: 'again', reason: `The source cannot be read: ${code}.` }
+  if (NEVER_CODES.has(code)) return { kind: 'never', reason: `The ${what} cannot be asked: ${code}.` }
+  return { kind: 'again', reason: `The ${what} cannot be reached: ${code}.` }
 }
 
 function codeOf(error: unknown): string {
