@@ -217,14 +217,14 @@ const usageUpdate = (tx: Queries) => tx`,
 
 /**
  * A delivery for each enabled endpoint of the workspace that wants the type, in the transaction of its event. Its id is a UUIDv7, which PostgreSQL
- * has none of before 18: 48 bits of milliseconds, 12 of their fraction (RFC 9562, section 6.2, method 3), so that they are listed in their order.
+ * has none of before 18: 48 bits of milliseconds, then 12 of the seq as a counter (RFC 9562, section 6.2), so that they are listed in their order.
  */
 const outbox = (tx: Queries) => tx`, outbox as (
   insert into webhook_deliveries (id, endpoint_id, workspace_id, run_key, run_id, seq, type, status, next_at, created_at)
-  select encode(int8send(((t.us / 1000) << 16) | 28672 | ((t.us % 1000) * 4096 / 1000)) || substring(uuid_send(gen_random_uuid()) from 9), 'hex')::uuid,
-    w.id, w.workspace_id, e.k, r.id, e.n, e.y, 'pending', clock_timestamp(), clock_timestamp()
+  select encode(int8send(((extract(epoch from statement_timestamp()) * 1000)::bigint << 16) | 28672 | (e.n & 4095))
+      || substring(uuid_send(gen_random_uuid()) from 9), 'hex')::uuid,
+    w.id, w.workspace_id, e.k, r.id, e.n, e.y, 'pending', statement_timestamp(), statement_timestamp()
   from events e join runs r on r.key = e.k join webhook_endpoints w on w.workspace_id = r.workspace_id and w.enabled
-  cross join lateral (select (extract(epoch from clock_timestamp()) * 1000000)::bigint as us where e.n is not null) t
   where (select exists (select from webhook_endpoints where enabled)) and exists (select from unnest(w.types) p where p = '*' or p = e.y or (right(p, 2) = '.*' and starts_with(e.y, left(p, -1))))
 )`
 
