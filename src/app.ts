@@ -28,6 +28,7 @@ import { appendRoutes } from './http/routes/append.js'
 import { auditRoutes } from './http/routes/audit.js'
 import { bundlesRoutes } from './http/routes/bundles.js'
 import { commandsRoutes } from './http/routes/commands.js'
+import { compareRoutes } from './http/routes/compare.js'
 import { docsRoutes } from './http/routes/docs.js'
 import { eventsRoutes } from './http/routes/events.js'
 import { healthRoutes } from './http/routes/health.js'
@@ -42,9 +43,11 @@ import { serverOptions } from './http/server-options.js'
 import { createMask, NO_MASK } from './ingest/mask.js'
 import { createArtifacts } from './insight/artifacts.js'
 import { createBlobs } from './insight/blobs.js'
+import { createComparer } from './insight/compare/comparer.js'
 import { createExporter } from './insight/export.js'
 import { createPrices } from './insight/prices.js'
 import { createRedactor } from './insight/redact.js'
+import { createRetentionExport } from './insight/retention-export.js'
 import { serviceSecret } from './insight/service-secret.js'
 import { createGroupCommit } from './log/group-commit.js'
 import { createLogReader } from './log/read.js'
@@ -56,7 +59,6 @@ import { createOutbound } from './ops/outbound.js'
 import { createAttach } from './runs/attach.js'
 import { assertCallable } from './runs/attach-source.js'
 import { createCancelCallbacks } from './runs/cancel-callback.js'
-import { createRecovery } from './runs/recovery.js'
 import { createCheckpoints } from './runs/checkpoints.js'
 import { createCommands } from './runs/commands.js'
 import { startDeadlines } from './runs/deadlines.js'
@@ -64,6 +66,9 @@ import { createDeletions } from './runs/deletions.js'
 import { createLeases } from './runs/leases.js'
 import { createLifecycle } from './runs/lifecycle.js'
 import { createClaims } from './runs/queue.js'
+import { createRecovery } from './runs/recovery.js'
+import { startRetention } from './runs/retention.js'
+import { parsePolicies } from './runs/retention-policy.js'
 import { type Snapshots, startSnapshots } from './runs/snapshots.js'
 import { createRunStates } from './runs/state.js'
 import { createHub } from './tail/hub.js'
@@ -166,7 +171,8 @@ export async function buildApp({
   const commands = createCommands({ sql, log, runKeys, lifecycle, deletions })
   const deadlines = startDeadlines({ sql, log, cancelGraceMs: config.CANCEL_GRACE_MS, logger })
 
-  const artifacts = createArtifacts({ sql, blobs: createBlobs(config), config })
+  const blobs = createBlobs(config)
+  const artifacts = createArtifacts({ sql, blobs, config })
   const prices = createPrices()
   const exporter = createExporter({
     sql,
@@ -175,6 +181,17 @@ export async function buildApp({
     prices,
     artifacts,
     redactorFor: async (profile) => createRedactor(profile, await serviceSecret(sql, 'redaction')),
+    log: logger,
+  })
+  const retention = startRetention({
+    database,
+    policies: parsePolicies(config.RETENTION_POLICIES),
+    auditKeepDays: config.AUDIT_KEEP_DAYS,
+    intervalMs: config.RETENTION_INTERVAL_MS,
+    deletions,
+    stateAt: (run, seq) => runStates.fold(run, seq),
+    exportRun: createRetentionExport({ exporter, blobs }),
+    record: ({ runId, ...line }) => audit.record([{ ...line, actor: 'retention', targetKind: 'run', targetId: runId }]),
     log: logger,
   })
 
@@ -199,6 +216,7 @@ export async function buildApp({
   await app.register(replayRoutes({ hub, log: reader, runStates, config }))
   await app.register(streamRoutes({ hub, log: reader, config, snapshotOf: (run) => runStates.read(run) }))
   await app.register(bundlesRoutes({ exporter }))
+  await app.register(compareRoutes({ comparer: createComparer({ sql, runStates, prices, config }) }))
   await app.register(keysRoutes({ keys }))
   await app.register(webhooksRoutes({ webhooks, outbound, timeoutMs: config.WEBHOOK_TIMEOUT_MS }))
   await app.register(commandsRoutes, { sql, commands, audit })
@@ -222,6 +240,7 @@ export async function buildApp({
   app.addHook('onClose', async () => {
     await claims.close()
     await leases.close()
+    await retention.close()
     await deadlines.close()
     await deletions.close()
     await attach.close()
