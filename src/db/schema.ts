@@ -64,6 +64,9 @@ export const runs = pgTable(
     parentRunId: text('parent_run_id'),
     input: json('input'),
     metadata: json('metadata'),
+    /** By which the overview groups and filters: of the metadata, whose JSON text may hold what SQL cannot take apart. */
+    scenario: text('scenario'),
+    environment: text('environment'),
     tags: text('tags').array().notNull().default(sql`'{}'`),
     /** What was asked for beyond the columns: participants, session, source, and the macp RunDescriptor. */
     descriptor: json('descriptor'),
@@ -96,6 +99,12 @@ export const runs = pgTable(
     errorCount: integer('error_count').notNull().default(0),
     /** Counts by model (projections/usage.ts); null where no model was called. */
     modelUsage: json('model_usage'),
+    signals: integer('signals').notNull().default(0),
+    decisions: integer('decisions').notNull().default(0),
+    /** Of the decision that was made last: 1, -1, or 0 where nobody can tell; null where none was made. */
+    decisionOutcome: smallint('decision_outcome'),
+    /** What each participant told (projections/usage.ts); null where nobody did. */
+    agents: json('agents'),
     // Placement (domain/placement.ts): folded too, but for `leaseExpiresAt`, which heartbeats move on, and `reservedUntil`, which a claim sets.
     concurrencyKey: text('concurrency_key'),
     workerId: text('worker_id'),
