@@ -25,6 +25,7 @@ import { errorsPlugin } from './http/plugins/errors.js'
 import { maskingPlugin } from './http/plugins/masking.js'
 import { requestsPlugin } from './http/plugins/requests.js'
 import { appendRoutes } from './http/routes/append.js'
+import { artifactsRoutes } from './http/routes/artifacts.js'
 import { auditRoutes } from './http/routes/audit.js'
 import { bundlesRoutes } from './http/routes/bundles.js'
 import { commandsRoutes } from './http/routes/commands.js'
@@ -215,6 +216,7 @@ export async function buildApp({
   await app.register(eventsRoutes({ log: reader }))
   await app.register(replayRoutes({ hub, log: reader, runStates, config }))
   await app.register(streamRoutes({ hub, log: reader, config, snapshotOf: (run) => runStates.read(run) }))
+  await app.register(artifactsRoutes, { config, artifacts, log, reader, runKeys, mask })
   await app.register(bundlesRoutes({ exporter }))
   await app.register(compareRoutes({ comparer: createComparer({ sql, runStates, prices, config }) }))
   await app.register(keysRoutes({ keys }))

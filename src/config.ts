@@ -70,6 +70,11 @@ export const ConfigSchema = Type.Object({
   WEBHOOK_KEEP_DEAD_HOURS: integer(1, 87_600, 720, 'hours that deliveries which never arrived are kept'),
   OUTBOUND_ALLOW_PRIVATE: Type.Boolean({ default: false, description: 'true: sources, callbacks and webhooks may be at loopback and private addresses' }),
   CANCEL_GRACE_MS: integer(0, 86_400_000, 30_000, 'milliseconds that a worker has to end a run that is to be cancelled, before it is cancelled all the same'),
+  RETENTION_POLICIES: Type.Optional(
+    Type.String({ minLength: 2, description: 'a JSON list of what is archived, deleted or trimmed, and when (docs/RETENTION.md); none: everything is kept' }),
+  ),
+  RETENTION_INTERVAL_MS: integer(1000, 604_800_000, 3_600_000, 'milliseconds between two rounds of retention'),
+  AUDIT_KEEP_DAYS: integer(0, 36_500, 0, 'days that lines of the audit log are kept; 0: for ever'),
   MODEL_PRICES_FILE: Type.Optional(
     Type.String({ minLength: 1, description: 'a JSON file with the prices of models, in place of the built-in table (docs/METRICS.md)' }),
   ),
@@ -97,6 +102,7 @@ export const ConfigSchema = Type.Object({
   S3_ACCESS_KEY_ID: Type.Optional(Type.String({ minLength: 1, secret: true, description: 'access key of the S3-compatible store' })),
   S3_SECRET_ACCESS_KEY: Type.Optional(Type.String({ minLength: 1, secret: true, description: 'secret key of the S3-compatible store' })),
   EXPORT_KEEP_MS: integer(60_000, 31_536_000_000, 86_400_000, 'milliseconds that the file of a finished export of many runs is kept'),
+  COMPARE_MAX_EVENTS: integer(1, 5_000_000, 1_000_000, 'events of one run that can be compared; each takes some 100 bytes of memory meanwhile'),
   SHUTDOWN_GRACE_MS: integer(0, 600_000, 10_000, 'milliseconds that a shutdown may take'),
   CORS_ORIGINS: Type.Optional(
     Type.String({

@@ -16,8 +16,11 @@ const ROUND_MS = 2000
 const ROUND_RUNS = 100
 
 export interface Deletions {
-  /** The status: the run has not ended, and is left. */
-  delete(workspaceId: string, runId: string): Promise<'deleted' | 'missing' | RunStatus>
+  /**
+   * @param only of this key and with this head: else it is `missing`
+   * @returns the status: the run has not ended, and is left
+   */
+  delete(workspaceId: string, runId: string, only?: { key: string; lastSeq: number }): Promise<'deleted' | 'missing' | RunStatus>
   /** Deletes what is left of deleted runs, until nothing is due. Any number of instances may do so at once. */
   sweep(): Promise<void>
   close(): Promise<void>
@@ -78,6 +81,7 @@ export function createDeletions({ sql, runKeys, states, onDeleted, collect, log 
       if (Math.max(canonical.count, raw.count, receipts.count) === BATCH_ROWS) return { step: 'more' as const, workspaceId, sha256s: [] }
       await tx`delete from run_projections where run_key = ${key}`
       await tx`delete from run_checkpoints where run_key = ${key}`
+      await tx`delete from run_bases where run_key = ${key}`
       await tx`delete from producers where run_key = ${key}`
       await tx`delete from run_sources where run_key = ${key}`
       await tx`delete from webhook_deliveries where run_key = ${key}`
@@ -91,10 +95,11 @@ export function createDeletions({ sql, runKeys, states, onDeleted, collect, log 
   }
 
   return {
-    async delete(workspaceId, runId) {
+    async delete(workspaceId, runId, only) {
       const found = await sql.begin(async (tx) => {
         const [run] = await tx<{ key: string; status: RunStatus }[]>`
-          select key, status from runs where workspace_id = ${workspaceId} and id = ${runId} for update`
+          select key, status from runs where workspace_id = ${workspaceId} and id = ${runId}
+            ${only ? tx`and key = ${only.key} and last_seq = ${only.lastSeq}` : tx``} for update`
         if (!run) return undefined
         if (!isTerminal(run.status)) return run
         await tx`insert into run_deletions (run_key, workspace_id, run_id) values (${run.key}, ${workspaceId}, ${runId}) on conflict (run_key) do nothing`
