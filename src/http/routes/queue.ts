@@ -21,8 +21,10 @@ export interface QueueRoutesDeps {
 }
 
 const closed = { additionalProperties: false } as const
-const queue = Type.String({ minLength: 1, maxLength: 256 })
-const workerId = Type.String({ minLength: 1, maxLength: 256, description: 'unlike any other worker of the workspace, such as host and process' })
+/** What the database can hold: no NUL, no half of a surrogate pair. */
+const name = { minLength: 1, maxLength: 256, pattern: '^[^\\u0000\\ud800-\\udfff]*$' }
+const queue = Type.String(name)
+const workerId = Type.String({ ...name, description: 'unlike any other worker of the workspace, such as host and process' })
 const leaseMs = Type.Optional(Type.Integer({ minimum: 1000, maximum: 86_400_000, description: 'how long the run is held unless a heartbeat comes' }))
 
 const ClaimBody = Type.Object(
