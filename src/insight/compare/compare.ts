@@ -91,7 +91,8 @@ async function facts(side: Side, prices: PriceTable): Promise<Facts> {
 }
 
 /** Each run against the first, by what their states say. */
-export async function compareMany([first, ...others]: readonly [Side, ...Side[]], prices: PriceTable): Promise<ComparisonMatrix> {
+export async function compareMany([first, ...others]: readonly Side[], prices: PriceTable): Promise<ComparisonMatrix> {
+  if (!first) throw new TypeError('there is nothing to compare')
   const baseline = await facts(first, prices)
   const runs: ComparisonMatrix['runs'] = []
   for (const side of others) {

@@ -1,0 +1,65 @@
+/** A bundle as a side: a local file, or the JSON of one that came with a request. It is checked as an import would check it. */
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { Rules } from '../../domain/volatile.js'
+import { RunplaneError } from '../../errors.js'
+import { SECTIONS } from '../bundle.js'
+import { BundleError, openBundle } from '../bundle-reader.js'
+import { jsonWire } from '../export-lines.js'
+import { openEventsSide } from './events-side.js'
+import type { Pauses } from './pauses.js'
+import type { Side } from './side.js'
+
+export interface BundleSideOptions {
+  /** Unpacked. */
+  maxBytes: number
+  maxEvents: number
+  rules: Rules
+  pauses: Pauses
+}
+
+/** @param name as it is called in messages. @throws VALIDATION_ERROR for what is no whole bundle, PAYLOAD_TOO_LARGE. */
+export async function openBundleSide(path: string, name: string, { maxBytes, maxEvents, rules, pauses }: BundleSideOptions): Promise<Side> {
+  try {
+    const bundle = await openBundle(path, { maxBytes })
+    return await openEventsSide({ runId: bundle.manifest.runId, name, events: () => bundle.events() }, maxEvents, rules, pauses)
+  } catch (error) {
+    if (error instanceof BundleError) throw new RunplaneError('VALIDATION_ERROR', `${name}: ${error.message}.`)
+    if (error instanceof RangeError) throw new RunplaneError('PAYLOAD_TOO_LARGE', `${name}: ${error.message}.`)
+    throw error
+  }
+}
+
+/**
+ * @param bundle the text of a JSON or NDJSON bundle, or a JSON bundle as an object
+ * @param use works with the side: its events can be read until then
+ */
+export async function withInlineBundle<T>(bundle: string | object, name: string, options: BundleSideOptions, use: (side: Side) => Promise<T>): Promise<T> {
+  const folder = await mkdtemp(join(tmpdir(), 'runplane-compare-'))
+  try {
+    const path = join(folder, 'bundle')
+    await writeFile(path, typeof bundle === 'string' ? bundle : textOf(bundle))
+    return await use(await openBundleSide(path, name, options))
+  } finally {
+    await rm(folder, { recursive: true, force: true })
+  }
+}
+
+/** The lines that an export would have written: numbers and texts of ours are the same after parsing. Where they are not, the check says so. */
+function textOf(bundle: object): string {
+  const wire = jsonWire()
+  const members: Readonly<Record<string, unknown>> = { ...bundle }
+  let text = wire.header(JSON.stringify(members.header ?? {}))
+  for (const section of SECTIONS) {
+    const value = members[section.member]
+    if (value === undefined) continue
+    if (!section.list) text += wire.single(section, JSON.stringify(value))
+    else if (Array.isArray(value)) {
+      const { first, between } = wire.open(section)
+      if (value.length > 0) text += first.toString() + value.map((item) => JSON.stringify(item)).join(between.toString()) + wire.close(section)
+      else text += `"${section.member}":[\n],\n`
+    }
+  }
+  return text + wire.manifest(JSON.stringify(members.manifest ?? {}))
+}

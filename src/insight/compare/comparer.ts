@@ -1,0 +1,110 @@
+/** Comparisons as a service makes them: few at once, since each holds the columns of its runs in memory, and waiting for a turn is bounded as well. */
+import type { Sql } from '../../db/client.js'
+import { createRules } from '../../domain/volatile.js'
+import { RunplaneError } from '../../errors.js'
+import type { RunStates } from '../../runs/state.js'
+import type { PriceTable } from '../prices.js'
+import type { CompareSection, Comparison, ComparisonMatrix } from './answer.js'
+import { withInlineBundle } from './bundle-side.js'
+import { compare, compareMany, DEFAULT_LIMIT } from './compare.js'
+import { createPauses, type Pauses } from './pauses.js'
+import { openRunSide } from './run-side.js'
+import type { Side } from './side.js'
+
+export type SideRequest = { runId: string; seq?: number | undefined } | { bundle: string | object }
+
+export interface CompareRequest {
+  left: SideRequest
+  right: SideRequest
+  ignore?: readonly string[] | undefined
+  sections?: readonly CompareSection[] | undefined
+  limit?: number | undefined
+  fields?: boolean | undefined
+}
+
+export interface Comparer {
+  compare(workspaceId: string, request: CompareRequest, signal: AbortSignal): Promise<Comparison>
+  matrix(workspaceId: string, runs: readonly SideRequest[], signal: AbortSignal): Promise<ComparisonMatrix>
+}
+
+export interface ComparerDeps {
+  sql: Sql
+  runStates: Pick<RunStates, 'fold'>
+  prices: PriceTable
+  config: { COMPARE_MAX_EVENTS: number; MAX_BODY_BYTES: number }
+}
+
+const MAX_RUNNING = 2
+const MAX_WAITING = 20
+
+export function createComparer({ sql, runStates, prices, config }: ComparerDeps): Comparer {
+  const turns = createTurns(MAX_RUNNING, MAX_WAITING)
+  const maxEvents = config.COMPARE_MAX_EVENTS
+
+  async function withSide<T>(
+    name: string,
+    workspaceId: string,
+    request: SideRequest,
+    options: { ignore: readonly string[]; pauses: Pauses },
+    use: (side: Side) => Promise<T>,
+  ): Promise<T> {
+    const { pauses } = options
+    const rules = createRules(options.ignore)
+    if ('bundle' in request) return withInlineBundle(request.bundle, name, { maxBytes: config.MAX_BODY_BYTES, maxEvents, rules, pauses }, use)
+    return use(await openRunSide({ sql, runStates, maxEvents }, { workspaceId, ...request }, rules, pauses))
+  }
+
+  return {
+    compare: (workspaceId, { left, right, ignore = [], sections, limit = DEFAULT_LIMIT, fields = false }, signal) =>
+      turns.take(async () => {
+        const pauses = createPauses(signal)
+        const options = { ignore, pauses }
+        return withSide('left', workspaceId, left, options, (one) =>
+          withSide('right', workspaceId, right, options, (other) =>
+            compare(one, other, { prices, sections, rules: createRules(ignore), ignore, limit, fields, pauses }),
+          ),
+        )
+      }, signal),
+    matrix: (workspaceId, runs, signal) =>
+      turns.take(async () => {
+        const options = { ignore: [], pauses: createPauses(signal) }
+        const sides: Side[] = []
+        const open = async (rest: readonly SideRequest[]): Promise<ComparisonMatrix> => {
+          const [next, ...others] = rest
+          if (next) {
+            return withSide(`runs/${sides.length}`, workspaceId, next, options, async (side) => {
+              sides.push(side)
+              return open(others)
+            })
+          }
+          return compareMany(sides, prices)
+        }
+        return open(runs)
+      }, signal),
+  }
+}
+
+/** @throws OVERLOADED where too many wait already. */
+function createTurns(maxRunning: number, maxWaiting: number) {
+  let running = 0
+  const waiting: (() => void)[] = []
+  return {
+    async take<T>(work: () => Promise<T>, signal: AbortSignal): Promise<T> {
+      if (running >= maxRunning) {
+        if (waiting.length >= maxWaiting) {
+          throw new RunplaneError('OVERLOADED', 'Too many comparisons are waiting. Try again in a few seconds.', { headers: { 'retry-after': '5' } })
+        }
+        // Whoever ends hands its turn over.
+        await new Promise<void>((resolve) => waiting.push(resolve))
+      } else running++
+      try {
+        signal.throwIfAborted()
+        return await work()
+      } finally {
+        const next = waiting.shift()
+        if (next) next()
+        else running--
+      }
+    },
+  }
+}
