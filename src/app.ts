@@ -5,6 +5,7 @@
  * the last groups commit, snapshots are saved. The database is its opener's to close.
  */
 
+import { join } from 'node:path'
 import sensible from '@fastify/sensible'
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
 import Fastify, { type FastifyBaseLogger, type FastifyInstance } from 'fastify'
@@ -46,6 +47,7 @@ import { createArtifacts } from './insight/artifacts.js'
 import { createBlobs } from './insight/blobs.js'
 import { createComparer } from './insight/compare/comparer.js'
 import { createExporter } from './insight/export.js'
+import { createImporter } from './insight/import.js'
 import { createPrices } from './insight/prices.js'
 import { createRedactor } from './insight/redact.js'
 import { createRetentionExport } from './insight/retention-export.js'
@@ -195,6 +197,14 @@ export async function buildApp({
     record: ({ runId, ...line }) => audit.record([{ ...line, actor: 'retention', targetKind: 'run', targetId: runId }]),
     log: logger,
   })
+  const importer = createImporter({
+    sql,
+    reader,
+    artifacts,
+    folder: join(config.DATA_DIR, 'imports'),
+    maxBytes: config.MAX_BUNDLE_BYTES,
+    pauseMs: config.BODY_TIMEOUT_MS,
+  })
 
   const app = Fastify(serverOptions(config, logger)).withTypeProvider<TypeBoxTypeProvider>()
   await app.register(errorsPlugin)
@@ -217,7 +227,7 @@ export async function buildApp({
   await app.register(replayRoutes({ hub, log: reader, runStates, config }))
   await app.register(streamRoutes({ hub, log: reader, config, snapshotOf: (run) => runStates.read(run) }))
   await app.register(artifactsRoutes, { config, artifacts, log, reader, runKeys, mask })
-  await app.register(bundlesRoutes({ exporter }))
+  await app.register(bundlesRoutes({ exporter, importer }))
   await app.register(compareRoutes({ comparer: createComparer({ sql, runStates, prices, config }) }))
   await app.register(keysRoutes({ keys }))
   await app.register(webhooksRoutes({ webhooks, outbound, timeoutMs: config.WEBHOOK_TIMEOUT_MS }))

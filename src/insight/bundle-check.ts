@@ -67,7 +67,7 @@ export function createBundleCheck() {
   const types = new Map<string, number>()
   const files = new Map<string, FileEntry>()
   const checksFile = createFileTally()
-  let checks: Static<typeof Checks>[] | undefined
+  let checks: Checks[] | undefined
   const artifacts: Manifest['artifacts'] = []
   let artifact: { sha256: string; mediaType: string; bytes: number; read: number; digest: Hash } | undefined
 

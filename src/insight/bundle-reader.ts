@@ -12,6 +12,7 @@ import type { CanonicalEvent } from '../domain/canonical-event.js'
 import {
   ARTIFACTS_FOLDER,
   BundleError,
+  BundleTooLargeError,
   CANONICAL_FILE,
   CHECKS_FILE,
   createFileTally,
@@ -26,7 +27,7 @@ import { type ArtifactPiece, createBundleCheck } from './bundle-check.js'
 import type { CheckedEvent, CheckedRaw } from './bundle-events.js'
 import { cutError, HEADER_PLACE, isNdjson, jsonParser, type LineParser, MAX_LINE_BYTES, ndjsonParser, readLines } from './bundle-lines.js'
 
-export { BundleError } from './bundle.js'
+export { BundleError, BundleTooLargeError } from './bundle.js'
 
 export type BundlePart =
   | { kind: 'header'; header: { runId: string; headSeq: number; headRawSeq: number } }
@@ -84,7 +85,7 @@ export async function openBundle(path: string, limits: ReadLimits = NO_LIMIT): P
   }
 }
 
-/** What is in a bundle, in the order of its sections. @throws BundleError; RangeError where it is larger than it may be. */
+/** What is in a bundle, in the order of its sections. @throws BundleError; BundleTooLargeError where it is larger than it may be. */
 export async function* scanBundle(path: string, limits: ReadLimits = NO_LIMIT): AsyncGenerator<BundlePart> {
   const start = await firstBytes(path)
   if (start.length === 0) throw new BundleError(HEADER_PLACE, 'the bundle is empty')
@@ -105,7 +106,7 @@ async function firstBytes(path: string): Promise<Buffer> {
 async function* limited(pieces: AsyncIterable<Buffer>, budget: { bytes: number }): AsyncGenerator<Buffer> {
   for await (const piece of pieces) {
     budget.bytes -= piece.length
-    if (budget.bytes < 0) throw new RangeError('the bundle is larger than it may be')
+    if (budget.bytes < 0) throw new BundleTooLargeError('The bundle is larger than it may be')
     yield piece
   }
 }
@@ -139,7 +140,7 @@ async function* scanLines(path: string, isGzip: boolean, limits: ReadLimits): As
       yield* batch.parts
     }
   } catch (error) {
-    if (isGzip && !(error instanceof BundleError || error instanceof RangeError)) {
+    if (isGzip && !(error instanceof BundleError || error instanceof BundleTooLargeError)) {
       throw new BundleError(place(), `the gzip is cut or damaged here: ${error instanceof Error ? error.message : ''}`, check.place().seq)
     }
     throw error
@@ -222,15 +223,16 @@ async function entriesOf(zip: ZipFile, limits: ReadLimits): Promise<Map<string, 
       if (fileName === 'error.json') throw new BundleError(fileName, 'the export failed on its way. Export the run again')
       if (!allowed.has(fileName) && !/^artifacts\/[0-9a-f]{64}$/.test(fileName)) throw new BundleError(fileName.slice(0, 200), 'no bundle has such a file')
       if (entries.has(fileName)) throw new BundleError(fileName, 'it is there twice')
-      if (uncompressedSize > FREE_BYTES && uncompressedSize > MAX_RATIO * compressedSize) throw new RangeError(`${fileName} would be ${uncompressedSize} bytes`)
+      if (uncompressedSize > FREE_BYTES && uncompressedSize > MAX_RATIO * compressedSize)
+        throw new BundleTooLargeError(`${fileName} is ${compressedSize} bytes and would be ${uncompressedSize}`)
       bytes += uncompressedSize
       entries.set(fileName, entry)
     }
   } catch (error) {
-    if (error instanceof BundleError || error instanceof RangeError) throw error
+    if (error instanceof BundleError || error instanceof BundleTooLargeError) throw error
     throw new BundleError(ZIP, `its directory is damaged: ${error instanceof Error ? error.message : ''}`)
   }
-  if (bytes > limits.maxBytes) throw new RangeError('the bundle is larger than it may be')
+  if (bytes > limits.maxBytes) throw new BundleTooLargeError('The bundle is larger than it may be')
   return entries
 }
 
@@ -245,7 +247,7 @@ async function* scanEntries(path: string, zip: ZipFile, entries: Map<string, Ent
       const content = await zip.openReadStreamPromise(entry)
       yield* limited(content, budget)
     } catch (error) {
-      if (error instanceof BundleError || error instanceof RangeError) throw error
+      if (error instanceof BundleError || error instanceof BundleTooLargeError) throw error
       const { section, seq } = check.place()
       throw new BundleError(file, `it is cut or damaged: ${error instanceof Error ? error.message : ''}`, section?.file === file ? seq : undefined)
     }

@@ -22,6 +22,11 @@ export class BundleError extends Error {
   }
 }
 
+/** It is more than whoever reads it is ready to unpack. */
+export class BundleTooLargeError extends Error {
+  override readonly name = 'BundleTooLargeError'
+}
+
 export const CANONICAL_FILE = 'events/canonical.ndjson'
 export const RAW_FILE = 'events/raw.ndjson'
 export const CHECKS_FILE = 'events/checks.ndjson'
@@ -84,6 +89,7 @@ export type Manifest = Static<typeof Manifest>
 
 /** One line of events/checks.ndjson. `links` is base64: the first three bytes of every `every`th link of the chain, and of the last. */
 export const Checks = Type.Object({ file: Type.String(), first: count, every: Type.Integer({ minimum: 1 }), links: Type.String() })
+export type Checks = Static<typeof Checks>
 
 /** The manifest's text, with its own hash at its end. */
 export function sealManifest(manifest: Omit<Manifest, 'sha256'>): string {
@@ -187,7 +193,7 @@ export function createEventTally(first: number, every: number) {
       }
     },
     /** @returns the seq of the first line that is not the one that these checks were made of; undefined where all of them agree. */
-    divergence(checks: Iterable<Static<typeof Checks>>): number | undefined {
+    divergence(checks: Iterable<Checks>): number | undefined {
       finish()
       let index = 0
       for (const line of checks) {

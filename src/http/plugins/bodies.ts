@@ -7,6 +7,15 @@ import fastifyPlugin from 'fastify-plugin'
 import type { Config } from '../../config.js'
 import { RunplaneError } from '../../errors.js'
 
+declare module 'fastify' {
+  interface FastifyContextConfig {
+    /** Its body is read as it comes, whatever its type, and the route sees to its pauses. */
+    streamed?: true
+    /** It takes a gzipped body, and unpacks it itself. */
+    gzip?: true
+  }
+}
+
 const STREAMED = /ndjson|jsonl|event-stream|zip/i
 
 export const bodiesPlugin = fastifyPlugin(
@@ -15,13 +24,14 @@ export const bodiesPlugin = fastifyPlugin(
 
     app.addHook('preParsing', async (request, reply, payload) => {
       const encoding = request.headers['content-encoding']
-      if (encoding !== undefined && encoding.toLowerCase() !== 'identity') {
+      const unpacks = request.routeOptions.config.gzip && encoding?.toLowerCase() === 'gzip'
+      if (encoding !== undefined && encoding.toLowerCase() !== 'identity' && !unpacks) {
         // RFC 9110, section 15.5.16.
         throw new RunplaneError('UNSUPPORTED_FORMAT', `Content-Encoding '${encoding.slice(0, 100)}' is not known here. Send the body as it is.`, {
           headers: { 'accept-encoding': 'identity' },
         })
       }
-      if (request.headers['content-type'] === undefined || STREAMED.test(request.headers['content-type'])) return
+      if (request.headers['content-type'] === undefined || request.routeOptions.config.streamed || STREAMED.test(request.headers['content-type'])) return
       const timer = setTimeout(() => {
         // Only where Fastify still reads: an error without a listener would end the process.
         if (payload.listenerCount('error') === 0) return

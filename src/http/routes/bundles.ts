@@ -1,12 +1,17 @@
 /** `GET /runs/:id/export` and `POST /runs/import`: a run leaves as a bundle, and comes back from one. */
+import { Readable } from 'node:stream'
 import { createGzip } from 'node:zlib'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { type Static, Type } from '@sinclair/typebox'
+import { RunplaneError } from '../../errors.js'
 import type { Exporter, ExportOptions } from '../../insight/export.js'
+import type { Importer } from '../../insight/import.js'
+import { reference } from '../schemas/reference.js'
 import { RunParams } from '../schemas/run.js'
 
 export interface BundlesRoutesDeps {
   exporter: Exporter
+  importer: Importer
 }
 
 const flag = (description: string) => Type.Optional(Type.Boolean({ description }))
@@ -39,7 +44,25 @@ const EXPORT_ANSWER = {
   },
 }
 
-export function bundlesRoutes({ exporter }: BundlesRoutesDeps): FastifyPluginAsyncTypebox {
+const ImportQuery = Type.Object({
+  as: Type.Optional(Type.String({ maxLength: 128, description: 'an id for the run other than its own' })),
+})
+
+const count = Type.Integer({ minimum: 0 })
+const ImportAnswer = Type.Object(
+  {
+    runId: Type.String(),
+    imported: Type.Boolean({ description: 'false: the run was there already, with all of these events, and nothing was changed' }),
+    lastSeq: count,
+    lastRawSeq: count,
+    events: Type.Object({ canonical: count, raw: count }),
+    artifacts: count,
+    chain: Type.String({ description: 'the last link of the chain over the canonical events as they are stored here' }),
+  },
+  { $id: 'ImportAnswer' },
+)
+
+export function bundlesRoutes({ exporter, importer }: BundlesRoutesDeps): FastifyPluginAsyncTypebox {
   return async (app) => {
     app.get(
       '/runs/:id/export',
@@ -75,6 +98,37 @@ export function bundlesRoutes({ exporter }: BundlesRoutesDeps): FastifyPluginAsy
         return reply.header('content-encoding', 'gzip').send(stream.pipe(packed))
       },
     )
+
+    app.addSchema(ImportAnswer)
+    const imports: FastifyPluginAsyncTypebox = async (app) => {
+      app.removeAllContentTypeParsers()
+      app.addContentTypeParser('*', (_request, payload, done) => done(null, payload))
+      app.post(
+        '/runs/import',
+        {
+          config: { role: 'member', streamed: true, gzip: true },
+          schema: {
+            operationId: 'importRun',
+            tags: ['insight'],
+            summary: 'Bring a run back from a bundle',
+            description:
+              'The body is a bundle, as `GET /runs/:id/export` answers it: zip, NDJSON or JSON, also gzipped. All of it is checked before any of it is seen.',
+            querystring: ImportQuery,
+            response: { 200: reference(ImportAnswer), 201: reference(ImportAnswer) },
+          },
+        },
+        async (request, reply) => {
+          const { body } = request
+          if (!(body instanceof Readable)) throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send a bundle: what GET /runs/:id/export answered.')
+          const answer = await importer.import(request.access.workspaceId, body, { as: request.query.as })
+          return reply
+            .code(answer.imported ? 201 : 200)
+            .header('location', `/runs/${encodeURIComponent(answer.runId)}`)
+            .send(answer)
+        },
+      )
+    }
+    await app.register(imports)
   }
 }
 

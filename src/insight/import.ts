@@ -1,0 +1,374 @@
+/**
+ * Imports: a bundle goes to a file of its own as it arrives, is read from there once, checked line by line and written under a key that nobody
+ * knows; only when all of it has agreed with its manifest does the run become visible, all at once. The same bundle again changes nothing.
+ */
+import { randomUUID } from 'node:crypto'
+import { createReadStream, createWriteStream } from 'node:fs'
+import { mkdir, readdir, rm, stat } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { Readable } from 'node:stream'
+import { finished, pipeline } from 'node:stream/promises'
+import { Type } from '@sinclair/typebox'
+import { Value } from '@sinclair/typebox/value'
+import type { Sql } from '../db/client.js'
+import type { CanonicalEvent } from '../domain/canonical-event.js'
+import { RUN_ID_PATTERN } from '../domain/ids.js'
+import { toUtc } from '../domain/time.js'
+import { RunplaneError } from '../errors.js'
+import { beginImport, type ImportedRun, type RunImport } from '../log/import.js'
+import type { LogReader } from '../log/read.js'
+import { createState, type FoldState, foldEvent } from '../projections/fold.js'
+import type { Artifacts } from './artifacts.js'
+import { BundleError, BundleTooLargeError, CANONICAL_FILE, type Checks, checkSpacing, createEventTally, type EventTally, type Manifest } from './bundle.js'
+import { type CheckedEvent, isStorable } from './bundle-events.js'
+import { scanBundle } from './bundle-reader.js'
+
+export interface ImportAnswer {
+  runId: string
+  /** False: the run was there already, with all of these events. */
+  imported: boolean
+  lastSeq: number
+  lastRawSeq: number
+  events: { canonical: number; raw: number }
+  artifacts: number
+  /** Of the canonical events as they are stored here. */
+  chain: string
+}
+
+export interface Importer {
+  /**
+   * @param options.as an id for the run other than its own
+   * @throws VALIDATION_ERROR that names the file and the seq, IDEMPOTENCY_CONFLICT where a run of this id has other events, PAYLOAD_TOO_LARGE.
+   */
+  import(workspaceId: string, body: Readable, options: { as?: string | undefined }): Promise<ImportAnswer>
+}
+
+export interface ImporterDeps {
+  sql: Sql
+  reader: LogReader
+  artifacts: Pick<Artifacts, 'store'>
+  /** Folder of bundles on their way. */
+  folder: string
+  maxBytes: number
+  /** A body that pauses for longer has ended. */
+  pauseMs: number
+}
+
+const BATCH_EVENTS = 1000
+const BATCH_CHARS = 2_097_152
+/** What a process left behind that was killed. */
+const STALE_MS = 86_400_000
+const RUN_ID = new RegExp(RUN_ID_PATTERN)
+
+const nullable = <T extends ReturnType<typeof Type.String> | ReturnType<typeof Type.Integer>>(schema: T) => Type.Optional(Type.Union([schema, Type.Null()]))
+/** What is read of run.json; the rest is folded from the events. */
+const BundleRun = Type.Object({
+  name: nullable(Type.String()),
+  kind: nullable(Type.String()),
+  priority: Type.Optional(Type.Integer({ minimum: -1_000_000, maximum: 1_000_000 })),
+  maxAttempts: nullable(Type.Integer({ minimum: 1, maximum: 1_000_000 })),
+  parentRunId: nullable(Type.String()),
+  input: Type.Optional(Type.Unknown()),
+  metadata: Type.Optional(Type.Unknown()),
+  tags: Type.Optional(Type.Array(Type.String())),
+  participants: Type.Optional(Type.Array(Type.Unknown())),
+  session: Type.Optional(Type.Unknown()),
+  source: Type.Optional(Type.Unknown()),
+  createdAt: Type.String(),
+  updatedAt: Type.String(),
+  archivedAt: nullable(Type.String()),
+})
+
+export function createImporter({ sql, reader, artifacts, folder, maxBytes, pauseMs }: ImporterDeps): Importer {
+  return {
+    async import(workspaceId, body, { as }) {
+      if (as !== undefined && !RUN_ID.test(as)) throw new RunplaneError('VALIDATION_ERROR', `'${as.slice(0, 200)}' is no id for a run: ${RUN_ID_PATTERN}.`)
+      const place = join(folder, randomUUID())
+      await sweep(folder)
+      await mkdir(place, { recursive: true })
+      try {
+        const path = join(place, 'bundle')
+        await spool(body, path, maxBytes, pauseMs)
+        return await importFile({ sql, reader, artifacts, maxBytes }, workspaceId, path, place, as)
+      } catch (error) {
+        throw refusal(error)
+      } finally {
+        await rm(place, { recursive: true, force: true })
+      }
+    },
+  }
+}
+
+async function sweep(folder: string): Promise<void> {
+  for (const name of await readdir(folder).catch(() => [])) {
+    const path = join(folder, name)
+    const found = await stat(path).catch(() => undefined)
+    if (found && Date.now() - found.mtimeMs > STALE_MS) await rm(path, { recursive: true, force: true })
+  }
+}
+
+async function spool(body: Readable, path: string, maxBytes: number, pauseMs: number): Promise<void> {
+  let bytes = 0
+  const paused = new RunplaneError('REQUEST_TIMEOUT', `Nothing of the bundle arrived for ${pauseMs} ms (BODY_TIMEOUT_MS). Send it again.`)
+  const file = createWriteStream(path)
+  await pipeline(async function* () {
+    const next = body[Symbol.asyncIterator]()
+    for (;;) {
+      let timer: NodeJS.Timeout | undefined
+      const pause = new Promise<never>((_, reject) => {
+        timer = setTimeout(() => reject(paused), pauseMs)
+      })
+      const { value, done } = await Promise.race([next.next(), pause]).finally(() => clearTimeout(timer))
+      if (done) return
+      bytes += value.length
+      if (bytes > maxBytes) throw new BundleTooLargeError('The bundle is larger than it may be')
+      yield value
+    }
+  }, file)
+  if (bytes === 0) throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send a bundle: what GET /runs/:id/export answered.')
+}
+
+/** What a caller is told. */
+function refusal(error: unknown): unknown {
+  if (error instanceof BundleError) {
+    return new RunplaneError('VALIDATION_ERROR', `The bundle is refused: ${error.message}.`, { errors: [{ path: error.file, message: error.message }] })
+  }
+  if (error instanceof BundleTooLargeError) return new RunplaneError('PAYLOAD_TOO_LARGE', `${error.message} (MAX_BUNDLE_BYTES).`)
+  // PostgreSQL, appendix A: data that it cannot hold, a row that is there twice, a value that is too deep or too large.
+  const code = error instanceof Error && 'code' in error ? String(error.code) : ''
+  if (/^(22|23|54)...$/.test(code)) {
+    return new RunplaneError('VALIDATION_ERROR', `The bundle is refused: the database cannot hold what is in it (${code}).`, { cause: error })
+  }
+  return error
+}
+
+type FileDeps = Pick<ImporterDeps, 'sql' | 'reader' | 'artifacts' | 'maxBytes'>
+
+async function importFile(deps: FileDeps, workspaceId: string, path: string, place: string, as: string | undefined): Promise<ImportAnswer> {
+  const { sql, reader, artifacts, maxBytes } = deps
+  const state = createState()
+  let runId = ''
+  let renamed: ((event: CheckedEvent) => CheckedEvent) | undefined
+  let tally: EventTally | undefined
+  let record: unknown
+  let manifest: Manifest | undefined
+  let writing: RunImport | undefined
+  const files = createArtifactFiles(place)
+  const sender = createSender()
+
+  try {
+    for await (const part of scanBundle(path, { maxBytes })) {
+      switch (part.kind) {
+        case 'header': {
+          const { header } = part
+          runId = as ?? header.runId
+          if (!RUN_ID.test(runId)) throw new BundleError('the header', `'${runId.slice(0, 200)}' is no id for a run`)
+          if (runId !== header.runId) renamed = renamer(header.runId, runId)
+          tally = createEventTally(1, checkSpacing(header.headSeq))
+          const [there] = await sql`select key from runs where workspace_id = ${workspaceId} and id = ${runId}`
+          if (!there) writing = await beginImport(sql, workspaceId, runId)
+          break
+        }
+        case 'run':
+          record = part.value
+          break
+        case 'canonical': {
+          const events = renamed ? part.events.map(renamed) : part.events
+          for (const { text, event } of events) {
+            tally?.add(Buffer.from(text))
+            if (writing) foldOne(state, event)
+          }
+          if (writing) await sender.canonical(writing, events)
+          break
+        }
+        case 'raw':
+          if (writing) await sender.raw(writing, part.events)
+          break
+        case 'artifact':
+          if (writing) await files.add(part.piece.sha256, part.piece.content)
+          break
+        case 'manifest':
+          manifest = part.manifest
+      }
+    }
+    if (writing) await sender.flush(writing)
+    await files.close()
+    if (!manifest || !tally) throw new Error('the scan ended without a manifest')
+    assertComplete(manifest)
+    const row = rowOf(record, manifest)
+    const { canonical, raw } = manifest.counts
+    const answer = {
+      runId,
+      lastSeq: manifest.headSeq,
+      lastRawSeq: manifest.headRawSeq,
+      events: { canonical, raw },
+      artifacts: manifest.artifacts.length,
+      chain: tally.chain().hash,
+    }
+    if (writing) {
+      for (const { sha256, mediaType } of manifest.artifacts) {
+        await artifacts.store(workspaceId, writing.runKey, { bytes: createReadStream(files.pathOf(sha256)), mediaType, sha256 })
+      }
+      if (await writing.publish(row, state)) return { ...answer, imported: true }
+    }
+    // It was there before, or somebody else has just imported it.
+    await assertSame(deps, workspaceId, runId, tally, manifest.headSeq)
+    if (writing) await writing.abandon()
+    return { ...answer, imported: false }
+  } catch (error) {
+    await sender.settle()
+    await files.close()
+    await writing?.abandon()
+    throw error
+  }
+
+  async function assertSame({ sql }: FileDeps, workspaceId: string, runId: string, tally: EventTally, headSeq: number): Promise<void> {
+    const [run] = await sql<{ key: string; last_seq: number }[]>`select key, last_seq from runs where workspace_id = ${workspaceId} and id = ${runId}`
+    if (!run) throw new RunplaneError('OVERLOADED', `Run '${runId}' was deleted while its bundle was read. Send it again.`, { headers: { 'retry-after': '1' } })
+    const own = createEventTally(1, checkSpacing(headSeq))
+    const to = Math.min(headSeq, run.last_seq)
+    while (own.lines < to) {
+      const page = await reader.pageOfEvents({ runKey: run.key, afterSeq: own.lines, limit: Math.min(1000, to - own.lines), maxBytes: 1_048_576 })
+      if (!page || page.count === 0) break
+      for (const item of page.items) own.add(item)
+    }
+    if (own.lines === headSeq && own.chain().hash === tally.chain().hash) return
+    const seq = own.divergence([...tally.checks(CANONICAL_FILE)].map((line) => JSON.parse(line) as Checks)) ?? own.lines + 1
+    throw new RunplaneError(
+      'IDEMPOTENCY_CONFLICT',
+      `There is a run '${runId}', and from seq ${seq} on its events are not those of the bundle. Import it under another id: ?as=<id>.`,
+    )
+  }
+}
+
+function foldOne(state: FoldState, event: CanonicalEvent): void {
+  try {
+    foldEvent(state, event)
+  } catch (error) {
+    throw new BundleError(CANONICAL_FILE, `it cannot be folded: ${error instanceof Error ? error.message : ''}`, event.seq)
+  }
+}
+
+function assertComplete({ complete, headSeq, ranges, omissions }: Manifest): void {
+  if (complete) return
+  const held =
+    ranges.canonical && ranges.canonical.count > 0
+      ? `it holds the events ${ranges.canonical.fromSeq} to ${ranges.canonical.toSeq}`
+      : 'it holds none of the events'
+  const why = omissions.filter(({ what }) => what === 'canonical_events').map(({ reason }) => reason)
+  throw new RunplaneError('VALIDATION_ERROR', `The bundle is a part of a run: ${held} of 1 to ${headSeq} (${why.join(', ')}). Export all of them.`)
+}
+
+/** The same event under another id of its run: its own `runId`, and where it refers to the run. */
+function renamer(from: string, to: string): (event: CheckedEvent) => CheckedEvent {
+  const moved = <R extends { kind: string; id: string } | undefined>(reference: R) =>
+    reference?.kind === 'run' && reference.id === from ? { ...reference, id: to } : reference
+  return ({ event }) => {
+    const { subject, parent } = event
+    const renamed: CanonicalEvent = { ...event, runId: to, subject: moved(subject) }
+    if (parent) renamed.parent = moved(parent)
+    return { event: renamed, text: JSON.stringify(renamed) }
+  }
+}
+
+function rowOf(record: unknown, manifest: Manifest): ImportedRun {
+  const place = 'run.json'
+  if (!Value.Check(BundleRun, record) || !isStorable(record)) throw new BundleError(place, 'it is not the record of a run')
+  const time = (text: string) => {
+    const utc = toUtc(text)
+    if (utc === undefined) throw new BundleError(place, `'${text.slice(0, 40)}' is not an RFC 3339 time`)
+    return utc
+  }
+  const json = (value: unknown) => (value === undefined || value === null ? null : JSON.stringify(value))
+  const raw = manifest.ranges.raw
+  return {
+    name: record.name ?? null,
+    kind: record.kind ?? null,
+    priority: record.priority ?? 0,
+    max_attempts: record.maxAttempts ?? null,
+    parent_run_id: record.parentRunId ?? null,
+    input: json(record.input),
+    metadata: json(record.metadata),
+    tags: record.tags ?? [],
+    descriptor: json({ participants: record.participants, session: record.session ?? undefined, source: record.source ?? undefined }),
+    last_raw_seq: manifest.headRawSeq,
+    first_raw_seq: raw && raw.count > 0 && raw.toSeq === manifest.headRawSeq ? raw.fromSeq : manifest.headRawSeq + 1,
+    created_at: time(record.createdAt),
+    updated_at: time(record.updatedAt),
+    archived_at: record.archivedAt ? time(record.archivedAt) : null,
+  }
+}
+
+/** Gathers what goes to the database in one statement, and sends it while the next is read. */
+function createSender() {
+  let canonical: CheckedEvent[] = []
+  let raw: Parameters<RunImport['raw']>[0][number][] = []
+  let chars = 0
+  let sent: Promise<void> = Promise.resolve()
+
+  async function send(work: () => Promise<void>): Promise<void> {
+    await sent
+    chars = 0
+    sent = work()
+    // It is asked how it went before the next is sent, and at the end.
+    sent.catch(() => {})
+  }
+
+  async function sendCanonical(to: RunImport): Promise<void> {
+    const events = canonical
+    canonical = []
+    if (events.length > 0) await send(() => to.canonical(events))
+  }
+  async function sendRaw(to: RunImport): Promise<void> {
+    const events = raw
+    raw = []
+    if (events.length > 0) await send(() => to.raw(events))
+  }
+
+  return {
+    async canonical(to: RunImport, events: readonly CheckedEvent[]): Promise<void> {
+      for (const event of events) {
+        canonical.push(event)
+        chars += event.text.length
+        if (canonical.length === BATCH_EVENTS || chars > BATCH_CHARS) await sendCanonical(to)
+      }
+    },
+    async raw(to: RunImport, events: typeof raw): Promise<void> {
+      for (const event of events) {
+        raw.push(event)
+        chars += event.body.length
+        if (raw.length === BATCH_EVENTS || chars > BATCH_CHARS) await sendRaw(to)
+      }
+    },
+    async flush(to: RunImport): Promise<void> {
+      await sendCanonical(to)
+      await sendRaw(to)
+      await sent
+    },
+    /** Nothing is written any more after this. */
+    settle: () => sent.catch(() => {}),
+  }
+}
+
+/** Contents of artifacts wait in files until all is checked. */
+function createArtifactFiles(place: string) {
+  let open: { sha256: string; stream: ReturnType<typeof createWriteStream> } | undefined
+  async function close(): Promise<void> {
+    const stream = open?.stream
+    open = undefined
+    if (!stream) return
+    stream.end()
+    await finished(stream)
+  }
+  return {
+    pathOf: (sha256: string) => join(place, sha256),
+    async add(sha256: string, content: Buffer): Promise<void> {
+      if (open?.sha256 !== sha256) {
+        await close()
+        open = { sha256, stream: createWriteStream(join(place, sha256)) }
+      }
+      if (!open.stream.write(content)) await new Promise<void>((resolve) => open?.stream.once('drain', resolve))
+    },
+    close,
+  }
+}
