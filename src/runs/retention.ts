@@ -169,7 +169,7 @@ async function due(sql: Sql, policy: RetentionPolicy, after: string | undefined)
 
 /** An id is a time: the old ones are those before that of the day. */
 async function deleteAuditLines(sql: Sql, keepDays: number): Promise<void> {
-  const before = `${uuidv7(Date.now() - keepDays * DAY_MS).slice(0, 14)}0-8000-000000000000`
+  const before = `${uuidv7(Date.now() - keepDays * DAY_MS).slice(0, 14)}7000-8000-000000000000`
   for (;;) {
     const gone = await sql`delete from audit_log where id in (select id from audit_log where id < ${before}::text::uuid order by id limit ${AUDIT_ROWS})`
     if (gone.count < AUDIT_ROWS) return

@@ -54,7 +54,9 @@ export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypeb
         const page = run && (await log.pageOfEvents({ runKey: run.key, afterSeq, limit, maxBytes: PAGE_BYTES, filter }))
         if (!page) throw runNotFound(request.params.id)
         const next = page.scannedTo < page.headSeq ? `"nextAfterSeq":${page.scannedTo},` : ''
-        return sendText(reply, '{"data":[', page.items, `],${next}"headSeq":${page.headSeq}}`)
+        // Nothing is left out without a word: what was asked for may not be kept any more.
+        const first = afterSeq < page.firstSeq - 1 ? `"firstSeq":${page.firstSeq},` : ''
+        return sendText(reply, '{"data":[', page.items, `],${next}${first}"headSeq":${page.headSeq}}`)
       },
     )
 

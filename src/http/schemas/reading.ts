@@ -78,7 +78,9 @@ const nextAfterSeq = Type.Optional(
   Type.Integer({ description: 'only if there is more: where the next page starts. With a filter a page may be short, or empty, and still have it' }),
 )
 
-export const EventsPage = Type.Object({ data: Type.Array(reference(CanonicalEventSchema)), nextAfterSeq, headSeq }, { $id: 'EventsPage' })
+const firstSeq = Type.Optional(Type.Integer({ description: 'only if events after the cursor are not kept any more (retention): the first one that is' }))
+
+export const EventsPage = Type.Object({ data: Type.Array(reference(CanonicalEventSchema)), nextAfterSeq, firstSeq, headSeq }, { $id: 'EventsPage' })
 
 export const RawEvent = Type.Object(
   {
