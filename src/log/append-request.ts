@@ -47,6 +47,9 @@ export interface NewRun {
   parent_run_id: string | null
   input: string | null
   metadata: string | null
+  /** By which the overview groups and filters. */
+  scenario?: string | null
+  environment?: string | null
   tags: string[]
   descriptor: string | null
   /** Where the service reads the run's events itself. */

@@ -32,11 +32,11 @@ export async function insertRuns(tx: Queries, creates: NewRun[]): Promise<Set<st
   const sorted = [...creates].sort((left, right) => (left.id < right.id ? -1 : 1))
   const rows = await tx<{ key: string }[]>`
     insert into runs (key, workspace_id, id, name, kind, queue, priority, available_at, max_attempts, lease_ms, concurrency_key, parent_run_id,
-      input, metadata, tags, descriptor, request_hash, idempotency_key, status, created_at, updated_at)
+      input, metadata, scenario, environment, tags, descriptor, request_hash, idempotency_key, status, created_at, updated_at)
     select key, workspace_id, id, name, kind, queue, priority, available_at, max_attempts, lease_ms, concurrency_key, parent_run_id,
-      input::json, metadata::json, tags, descriptor::json, decode(request_hash, 'hex'), idempotency_key, 'queued', created_at, created_at
+      input::json, metadata::json, scenario, environment, tags, descriptor::json, decode(request_hash, 'hex'), idempotency_key, 'queued', created_at, created_at
     from json_to_recordset(${JSON.stringify(sorted)}::text::json) as r(key uuid, workspace_id uuid, id text, name text, kind text, queue text,
-      priority int, available_at timestamptz, max_attempts int, lease_ms int, concurrency_key text, parent_run_id text, input text, metadata text, tags text[],
+      priority int, available_at timestamptz, max_attempts int, lease_ms int, concurrency_key text, parent_run_id text, input text, metadata text, scenario text, environment text, tags text[],
       descriptor text, request_hash text, idempotency_key text, created_at timestamptz)
     on conflict do nothing returning key`
   const created = new Set(rows.map((row) => row.key))
@@ -213,7 +213,11 @@ const usageUpdate = (tx: Queries) => tx`,
   llm_calls = case when u.usage is null then runs.llm_calls else (u.usage->>'llmCalls')::int end,
   tool_calls = case when u.usage is null then runs.tool_calls else (u.usage->>'toolCalls')::int end,
   error_count = case when u.usage is null then runs.error_count else (u.usage->>'errorCount')::int end,
-  model_usage = case when u.usage is null then runs.model_usage else u.usage->'models' end`
+  model_usage = case when u.usage is null then runs.model_usage else (u.usage->>'models')::json end,
+  signals = case when u.usage is null then runs.signals else (u.usage->>'signals')::int end,
+  decisions = case when u.usage is null then runs.decisions else (u.usage->>'decisions')::int end,
+  decision_outcome = case when u.usage is null then runs.decision_outcome else (u.usage->>'outcome')::smallint end,
+  agents = case when u.usage is null then runs.agents else (u.usage->>'agents')::json end`
 
 /**
  * A delivery for each enabled endpoint of the workspace that wants the type, in the transaction of its event. Its id is a UUIDv7, which PostgreSQL

@@ -6,7 +6,7 @@ import { createHash } from 'node:crypto'
 import type { Sql } from '../db/client.js'
 import type { DraftEvent } from '../domain/canonical-event.js'
 import { uuidv7 } from '../domain/ids.js'
-import type { RunPlan } from '../domain/run-request.js'
+import { groupingOf, type RunPlan } from '../domain/run-request.js'
 import { toUtc } from '../domain/time.js'
 import { RunplaneError } from '../errors.js'
 import type { GroupCommit } from '../log/group-commit.js'
@@ -57,6 +57,7 @@ export function createLifecycle({
           parent_run_id: plan.parentRunId ?? null,
           input: jsonOrNull(plan.input),
           metadata: jsonOrNull(plan.metadata),
+          ...groupingOf(plan.metadata),
           tags: plan.tags ?? [],
           descriptor: jsonOrNull({
             participants: plan.participants,

@@ -15,6 +15,8 @@ const MAX_PARTICIPANTS = 300
 const MAX_SUMMARY_BYTES = 64
 /** Of one event: how many that it declares or addresses are looked at. */
 const MAX_NAMED = 500
+/** Participants whose words are counted. */
+const MAX_TALLIES = 50
 
 interface Participant {
   participantId: string
@@ -29,8 +31,18 @@ interface Participant {
   events: number
 }
 
+/** What a participant told: messages, signals, and how sure it was of what it signalled and proposed. */
+export interface Tally {
+  messages: number
+  signals: number
+  /** How often it said how sure it is, and the sum of that. */
+  confidences: number
+  confidence: number
+}
+
 export interface ParticipantsFold {
   participants: Map<string, Participant>
+  tallies: Map<string, Tally>
   total: number
   /** The last message to all, and who sent it. */
   broadcastSeq: number
@@ -69,6 +81,23 @@ function touch(state: ParticipantsFold, id: string, event: CanonicalEvent): void
   if (typeof messageType === 'string') participant.latestSummary = clip(state, messageType, MAX_SUMMARY_BYTES)
 }
 
+function tally(state: ParticipantsFold, event: CanonicalEvent, what: 'messages' | 'signals' | null, confidence?: number): void {
+  const sender = senderOf(event)
+  if (sender === undefined || (what === null && confidence === undefined)) return
+  const id = idOf(sender)
+  let known = state.tallies.get(id)
+  if (known === undefined) {
+    if (state.tallies.size >= MAX_TALLIES) return
+    known = { messages: 0, signals: 0, confidences: 0, confidence: 0 }
+    state.tallies.set(id, known)
+  }
+  if (what !== null) known[what] += 1
+  // A confidence is a share; what is none would spoil the sum.
+  if (confidence === undefined || !(confidence >= 0 && confidence <= 1)) return
+  known.confidences += 1
+  known.confidence += confidence
+}
+
 /** Participants that are declared: ids, or objects with an id and a role. */
 function declare(state: ParticipantsFold, seq: number, declared: unknown): void {
   if (!Array.isArray(declared)) return
@@ -95,7 +124,7 @@ function address(state: ParticipantsFold, event: EventOf<'message.sent' | 'messa
 
 export const participants = defineSection({
   name: 'participants',
-  initial: (): ParticipantsFold => ({ participants: new Map(), total: 0, broadcastSeq: 0, broadcastBy: '', dropped: 0, truncated: 0 }),
+  initial: (): ParticipantsFold => ({ participants: new Map(), tallies: new Map(), total: 0, broadcastSeq: 0, broadcastBy: '', dropped: 0, truncated: 0 }),
   onEvery(state, event) {
     const sender = senderOf(event)
     if (sender !== undefined) touch(state, sender, event)
@@ -114,8 +143,26 @@ export const participants = defineSection({
     'progress.reported'(state, event) {
       if (event.subject.kind === 'participant' && senderOf(event) === undefined) touch(state, event.subject.id, event)
     },
-    'message.sent': address,
-    'message.received': address,
+    'message.sent'(state, event) {
+      tally(state, event, 'messages')
+      address(state, event)
+    },
+    'message.received'(state, event) {
+      tally(state, event, 'messages')
+      address(state, event)
+    },
+    'message.started'(state, event) {
+      tally(state, event, 'messages')
+    },
+    'signal.emitted'(state, event) {
+      tally(state, event, 'signals', event.data.confidence)
+    },
+    'proposal.created'(state, event) {
+      tally(state, event, null, event.data.confidence)
+    },
+    'proposal.updated'(state, event) {
+      tally(state, event, null, event.data.confidence)
+    },
   },
   // An array, as macp dashboards read it; what was dropped is in the counts of the graph, which shows the same participants.
   view(state, folds: Readonly<{ run: RunFold; progress: ProgressFold }>) {
