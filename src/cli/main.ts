@@ -4,6 +4,7 @@ import { Command } from 'commander'
 import { DrizzleQueryError } from 'drizzle-orm'
 import { VERSION } from '../ops/version.js'
 import { keysCommand } from './keys.js'
+import { verifyCommand } from './verify.js'
 
 const program = new Command('runplane')
   .description('A control plane for runs of AI agents. Settings come from the environment and from .env: see .env.example.')
@@ -17,6 +18,7 @@ program
     await import('../main.js')
   })
 program.addCommand(keysCommand())
+program.addCommand(verifyCommand())
 
 try {
   await program.parseAsync()

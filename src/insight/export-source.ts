@@ -140,7 +140,8 @@ export function createExportSource({ sql, reader, runStates, prices, artifacts, 
         // Who holds the run now is nothing of its past.
         run: text({ ...toRecord(row), lease: null }),
         state: text({ runId, version: fold.version, schemaVersion: PROJECTION_SCHEMA_VERSION, state: viewState(fold) }),
-        metrics: text(metricsOf(fold, prices)),
+        // Counts, and names that every profile keeps.
+        metrics: JSON.stringify(metricsOf(fold, prices)),
         canonical: options.canonical ? { from, to, head: headSeq } : undefined,
         raw,
         artifacts: stored,
