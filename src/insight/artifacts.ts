@@ -1,7 +1,7 @@
 /**
  * Contents of artifacts, by their SHA-256, once a workspace: small ones in the database, others in the store.
- * `run_artifacts` says which runs need which content; who stores a content has its row before it is told of, and a content that
- * no run needs any more may be removed.
+ * `run_artifacts` says which runs need which content. A row of it is written last, so that no run ever points at what is not there;
+ * a content that no run needs is removed, but not within an hour of the last time that it was stored, for then its row may be on its way.
  */
 import { createHash, randomUUID } from 'node:crypto'
 import { createReadStream } from 'node:fs'
@@ -37,6 +37,10 @@ export interface Artifacts {
   /** What the run needs, oldest first. */
   list(runKey: string): Promise<(StoredArtifact & { mediaType: string })[]>
   open(workspaceId: string, sha256: string): Promise<OpenArtifact | undefined>
+  /** Whether the run needs it: what one run stored is not for the readers of another. */
+  has(runKey: string, sha256: string): Promise<boolean>
+  /** Removes contents that no run needs. Any number of instances may do so at once. */
+  sweep(): Promise<void>
 }
 
 export type ArtifactsConfig = Pick<Config, 'DATA_DIR' | 'ARTIFACT_INLINE_BYTES' | 'MAX_ARTIFACT_BYTES'>
@@ -52,14 +56,13 @@ export function createArtifacts({ sql, blobs, config }: { sql: Sql; blobs: Blobs
           throw new RunplaneError('VALIDATION_ERROR', `The content has the SHA-256 ${received.sha256}, not ${sha256}. Send it again.`)
         }
         const { inline, path } = received
-        if (path !== undefined) await blobs.put(blobName(workspaceId, received.sha256), createReadStream(path))
-        // The content first: a run never points at what is not there.
         await sql`
-          with content as (
-            insert into artifacts (workspace_id, sha256, bytes, media_type, content)
-            values (${workspaceId}, ${received.sha256}, ${received.bytes}, ${mediaType}, decode(${inline?.toString('base64') ?? null}::text, 'base64'))
-            on conflict do nothing
-          )
+          insert into artifacts (workspace_id, sha256, bytes, media_type, content)
+          values (${workspaceId}, ${received.sha256}, ${received.bytes}, ${mediaType}, decode(${inline?.toString('base64') ?? null}::text, 'base64'))
+          on conflict (workspace_id, sha256) do update set created_at = clock_timestamp(), content = coalesce(excluded.content, artifacts.content)`
+        // Also where it is there already: it may have been lost, and nobody else knows what was in it.
+        if (path !== undefined) await blobs.put(blobName(workspaceId, received.sha256), createReadStream(path))
+        await sql`
           insert into run_artifacts (run_key, sha256) values (${runKey}, ${received.sha256}) on conflict do nothing`
         return { sha256: received.sha256, bytes: received.bytes }
       } finally {
@@ -82,8 +85,32 @@ export function createArtifacts({ sql, blobs, config }: { sql: Sql; blobs: Blobs
         row.content === null ? await blobs.get(blobName(workspaceId, sha256)) : Readable.from([Buffer.from(row.content, 'base64')], { objectMode: false })
       return body && { bytes: row.bytes, mediaType: row.media_type, body }
     },
+
+    async has(runKey, sha256) {
+      const [row] = await sql`select from run_artifacts where run_key = ${runKey} and sha256 = ${sha256}`
+      return row !== undefined
+    },
+
+    async sweep() {
+      for (let removed = SWEEP_ROWS; removed === SWEEP_ROWS; ) {
+        removed = await sql.begin(async (tx) => {
+          const rows = await tx<{ workspace_id: string; sha256: string; stored: boolean }[]>`
+            delete from artifacts where (workspace_id, sha256) in (
+              select a.workspace_id, a.sha256 from artifacts a
+              where a.created_at < clock_timestamp() - interval '1 hour' and not exists (select from run_artifacts where sha256 = a.sha256)
+              limit ${SWEEP_ROWS} for update skip locked
+            ) returning workspace_id, sha256, content is null as stored`
+          // Before the commit: whoever stores the same content waits for it, and stores it after that.
+          for (const row of rows) if (row.stored) await blobs.remove(blobName(row.workspace_id, row.sha256))
+          return rows.length
+        })
+      }
+    },
   }
 }
+
+/** Contents that one transaction removes. */
+const SWEEP_ROWS = 100
 
 const blobName = (workspaceId: string, sha256: string) => `artifacts/${workspaceId}/${sha256.slice(0, 2)}/${sha256}`
 
@@ -114,7 +141,7 @@ async function receive(bytes: AsyncIterable<Buffer>, folder: string, config: Art
         await mkdir(folder, { recursive: true })
         path = join(folder, randomUUID())
         file = await open(path, 'wx', 0o600)
-        for (const held of pieces.splice(0)) await file.write(held)
+        for (const held of pieces.splice(0)) await writeAll(file, held)
       }
       if (file) await writeAll(file, piece)
       else pieces.push(Buffer.from(piece))
