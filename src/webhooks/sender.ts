@@ -25,7 +25,7 @@ const CONNECTIONS = 3
 /** Deliveries of a run before it goes to the end of its lane's queue. */
 const MAX_IN_A_ROW = 20
 /** A claim outlives its attempt by this: for reading the event, and for a database that takes its time. */
-const LOCK_MARGIN_MS = 15_000
+const LOCK_MARGIN_MS = 5000
 /** Whoever asks for more time for all may have it, but not the whole day at once. */
 const MAX_ASKED_REST_MS = 300_000
 const END_ATTEMPTS = 5
