@@ -4,6 +4,7 @@
  * Nothing is read while what was read before waits for the log, so that a source comes in no faster than it can be stored.
  * The cursor is stored with the events that it follows: a crash at any point neither loses nor doubles what has event ids or a cursor.
  */
+import type { Readable } from 'node:stream'
 import { request } from 'undici'
 import { isDataError } from '../db/retry.js'
 import type { DraftEvent } from '../domain/canonical-event.js'
@@ -57,10 +58,15 @@ export type ConnectionEnd =
 const MAX_REJECTED = 1000
 /** setTimeout takes 2^31 - 1 ms at the most. */
 const MAX_IDLE_MS = 86_400_000
+/** Bytes that are read while those before them are stored. */
+const AHEAD_BYTES = 65_536
 
 class Over extends Error {}
 class Lost extends Error {}
 class NotEvents extends Error {}
+class BrokenOff extends Error {
+  readonly code = 'BROKEN_OFF'
+}
 class Idle extends Error {
   readonly code = 'IDLE'
 }
@@ -120,6 +126,7 @@ export async function readSource(deps: ReaderDeps, connection: Connection): Prom
     try {
       const verdict = verdictOnAnswer(answer, { bound: connection.bound, nowMs: Date.now() })
       if (verdict.kind !== 'read') return endOf(verdict)
+      const chunks = chunksOf(body)
       const receipt = await append({ decide: connection.opened }, connection.cursor)
       if (isTerminal(receipt.status)) return { kind: 'over' }
       await connection.onOpen()
@@ -139,7 +146,7 @@ export async function readSource(deps: ReaderDeps, connection: Connection): Prom
         if (!goesOn) throw new Over()
         if (rejectedInARow > MAX_REJECTED) throw new NotEvents()
       }
-      for await (const chunk of body) {
+      for await (const chunk of chunks) {
         await storeAll(items.feed(chunk))
         atLeastMs = items.retryMs ?? 0
       }
@@ -162,6 +169,47 @@ export async function readSource(deps: ReaderDeps, connection: Connection): Prom
     if (verdict.kind !== 'again') return verdict
     return { kind: 'closed', opened, events, reason: verdict.reason, atLeastMs: Math.max(atLeastMs, verdict.retryAfterMs ?? 0) }
   }
+}
+
+/**
+ * The chunks of a body from now on, and those too that came before it broke: its own iterator forgets what it has not given yet, so that
+ * a source that sends a little and breaks would never get further.
+ */
+function chunksOf(body: Readable): AsyncGenerator<Buffer> {
+  const chunks: Buffer[] = []
+  let bytes = 0
+  let end: { error?: unknown } | undefined
+  let wake = () => {}
+  const finish = (how: { error?: unknown }) => {
+    end ??= how
+    wake()
+  }
+  body.on('data', (chunk: Buffer) => {
+    chunks.push(chunk)
+    bytes += chunk.length
+    if (bytes >= AHEAD_BYTES) body.pause()
+    wake()
+  })
+  body.once('end', () => finish({}))
+  body.once('error', (error) => finish({ error }))
+  body.once('close', () => finish({ error: new BrokenOff() }))
+  return (async function* () {
+    for (;;) {
+      const chunk = chunks.shift()
+      if (chunk) {
+        bytes -= chunk.length
+        if (bytes < AHEAD_BYTES) body.resume()
+        yield chunk
+      } else if (end) {
+        if ('error' in end) throw end.error
+        return
+      } else {
+        await new Promise<void>((resolve) => {
+          wake = resolve
+        })
+      }
+    }
+  })()
 }
 
 /** What a source sent in vain is told in the log: nobody else would tell it. */
