@@ -17,7 +17,9 @@ import { parseArgs } from 'node:util'
 import { append, batch, longRun } from './append.js'
 import { backfill } from './backfill.js'
 import { type BenchDatabase, embeddedDatabase, serverDatabase } from './database.js'
+import { exportLines, exportZip } from './export.js'
 import { fanOut, latency } from './fan-out.js'
+import { importBundle } from './import.js'
 import { live, stalled } from './memory.js'
 import { startService, stopAll } from './process.js'
 import { markdown, plain, type Report } from './report.js'
@@ -27,7 +29,22 @@ import { fold, state } from './state.js'
 import { openConnection } from './wire.js'
 import { createRun, fill } from './workload.js'
 
-const SCENARIOS: Record<string, Scenario> = { append, batch, 'long-run': longRun, backfill, 'fan-out': fanOut, latency, live, stalled, state, fold, start }
+const SCENARIOS: Record<string, Scenario> = {
+  append,
+  batch,
+  'long-run': longRun,
+  backfill,
+  'fan-out': fanOut,
+  latency,
+  live,
+  stalled,
+  state,
+  fold,
+  start,
+  export: exportLines,
+  'export-zip': exportZip,
+  import: importBundle,
+}
 
 const { values: options } = parseArgs({
   options: {
