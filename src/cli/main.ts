@@ -3,6 +3,7 @@
 import { Command } from 'commander'
 import { DrizzleQueryError } from 'drizzle-orm'
 import { VERSION } from '../ops/version.js'
+import { compareCommand } from './compare.js'
 import { keysCommand } from './keys.js'
 import { verifyCommand } from './verify.js'
 
@@ -18,6 +19,7 @@ program
     await import('../main.js')
   })
 program.addCommand(keysCommand())
+program.addCommand(compareCommand())
 program.addCommand(verifyCommand())
 
 try {

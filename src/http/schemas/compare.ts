@@ -31,7 +31,7 @@ const ignore = Type.Array(path, {
   description:
     'members that are not compared: a name, or a JSON Pointer such as /data/arguments/seed (`*` any member, `**` any depth); `!` before it takes it off',
 })
-const limit = Type.Integer({ minimum: 1, maximum: MAX_LIMIT, default: DEFAULT_LIMIT, description: 'hunks and steps that are listed, of each' })
+const limit = Type.Integer({ minimum: 1, maximum: MAX_LIMIT, description: `hunks and steps that are listed, of each; none: ${DEFAULT_LIMIT}` })
 
 export const CompareBody = Type.Object(
   {
