@@ -125,6 +125,24 @@ t.test('a claim that has run out goes to another, and its first holder changes n
   t.match(row, { status: 'delivered', attempts: 1 })
 })
 
+t.test('a claim that comes while a head is being ended puts off nothing behind it', async (t) => {
+  const database = await testDatabase(t)
+  const { sql } = database
+  const instance = logInstance(database)
+  t.teardown(() => instance.log.close())
+  const endpointId = await insertEndpoint(database)
+  const outbox = createOutbox({ sql, lockMs: HOUR_MS, retryForMs: DAY_MS })
+  const run = await instance.createRun()
+  await outbox.claim(endpointId, 1)
+  await sql.begin(async (ending) => {
+    await ending`update webhook_deliveries set status = 'delivered' where seq = 1`
+    // What the end does not see, for it came after it began.
+    await instance.log.append(request(run.key, [output('next')]))
+    t.same(await outbox.claim(endpointId, 1), { claimed: [], more: true }, 'it is to be looked at again')
+  })
+  t.equal((await outbox.claim(endpointId, 1)).claimed[0]?.seq, 2)
+})
+
 t.test('a long queue behind a head is looked at once, and does not hide other runs', async (t) => {
   const database = await testDatabase(t)
   const { sql } = database
