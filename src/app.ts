@@ -226,7 +226,7 @@ export async function buildApp({
   await app.register(eventsRoutes({ log: reader }))
   await app.register(replayRoutes({ hub, log: reader, runStates, config }))
   await app.register(streamRoutes({ hub, log: reader, config, snapshotOf: (run) => runStates.read(run) }))
-  await app.register(artifactsRoutes, { config, artifacts, log, reader, runKeys, mask })
+  await app.register(artifactsRoutes, { config, artifacts, log, reader, mask })
   await app.register(bundlesRoutes({ exporter, importer }))
   await app.register(compareRoutes({ comparer: createComparer({ sql, runStates, prices, config }) }))
   await app.register(keysRoutes({ keys }))

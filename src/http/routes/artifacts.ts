@@ -19,7 +19,6 @@ import { normalizeItem } from '../../ingest/normalize.js'
 import type { Artifacts } from '../../insight/artifacts.js'
 import type { GroupCommit } from '../../log/group-commit.js'
 import type { LogReader } from '../../log/read.js'
-import type { RunKeys } from '../../log/run-keys.js'
 import { ArtifactCommand, ArtifactList, ArtifactQuery, ContentParams, ListArtifactsQuery, StoredArtifact } from '../schemas/artifacts.js'
 import { reference } from '../schemas/reference.js'
 import { RunParams } from '../schemas/run.js'
@@ -29,7 +28,6 @@ export interface ArtifactsRoutesDeps {
   artifacts: Artifacts
   log: Pick<GroupCommit, 'append'>
   reader: LogReader
-  runKeys: RunKeys
   mask: Mask
 }
 
@@ -44,7 +42,7 @@ const command = TypeCompiler.Compile(ArtifactCommand)
 /** What the event says of it. */
 type Told = Pick<ArtifactCommand, 'id' | 'name' | 'kind' | 'label' | 'stepId' | 'uri' | 'bytes' | 'sha256'> & { mediaType?: string; inline?: unknown }
 
-export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = async (app, { config, artifacts, log, reader, runKeys, mask }) => {
+export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = async (app, { config, artifacts, log, reader, mask }) => {
   for (const schema of [ArtifactCommand, StoredArtifact, ArtifactList]) app.addSchema(schema)
   app.removeAllContentTypeParsers()
   app.addContentTypeParser('*', (_request, payload, done) => done(null, payload))
@@ -166,9 +164,10 @@ export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = a
   )
 
   async function keyOf(workspaceId: string, runId: string): Promise<string> {
-    const key = await runKeys.find(workspaceId, runId)
-    if (key === undefined) throw runNotFound(runId)
-    return key
+    // Not from memory: content that is stored for a run that another instance has deleted would be nobody's.
+    const run = await reader.findRun(workspaceId, runId)
+    if (!run) throw runNotFound(runId)
+    return run.key
   }
 
   function tooLarge(): RunplaneError {

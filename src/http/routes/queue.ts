@@ -4,7 +4,7 @@ import { Type } from '@sinclair/typebox'
 import type { FastifyReply } from 'fastify'
 import type { Sql } from '../../db/client.js'
 import { RUN_STATUSES } from '../../domain/run.js'
-import { RunplaneError, runNotFound } from '../../errors.js'
+import { RunplaneError } from '../../errors.js'
 import type { RunKeys } from '../../log/run-keys.js'
 import type { Leases } from '../../runs/leases.js'
 import type { Claims } from '../../runs/queue.js'
@@ -119,9 +119,7 @@ export const queueRoutes: FastifyPluginAsyncTypebox<QueueRoutesDeps> = async (ap
     async (request) => {
       const { workspaceId } = request.access
       const { id } = request.params
-      const key = await runKeys.find(workspaceId, id)
-      if (key === undefined) throw runNotFound(id)
-      await leases.release({ key, id }, request.body.workerId, request.body.delayMs)
+      await runKeys.use(workspaceId, id, (key) => leases.release({ key, id }, request.body.workerId, request.body.delayMs))
       return getRun(sql, workspaceId, id)
     },
   )

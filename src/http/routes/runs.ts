@@ -4,7 +4,7 @@ import { Type } from '@sinclair/typebox'
 import type { Sql } from '../../db/client.js'
 import { RUN_STATUSES, type RunStatus } from '../../domain/run.js'
 import { CreateRun, RunDescriptor } from '../../domain/run-request.js'
-import { RunplaneError, runNotFound } from '../../errors.js'
+import { RunplaneError } from '../../errors.js'
 import type { RunKeys } from '../../log/run-keys.js'
 import type { Lifecycle } from '../../runs/lifecycle.js'
 import { listRuns } from '../../runs/list.js'
@@ -138,17 +138,19 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
       },
     },
     async (request, reply) => {
-      const run = await find(request.access.workspaceId, request.params.id)
+      const { id } = request.params
       const known = request.headers['if-none-match']
       const { seq } = request.query
-      if (known !== undefined && seq === undefined) {
-        const [row] = await sql<{ last_seq: number }[]>`select last_seq from runs where key = ${run.key}`
-        if (row && matches(known, row.last_seq)) return reply.header('etag', `"${row.last_seq}"`).code(304).send(undefined)
-      }
-      const answer = await runStates.read(run, seq)
+      const answer = await runKeys.use(request.access.workspaceId, id, async (key) => {
+        if (known !== undefined && seq === undefined) {
+          const [row] = await sql<{ last_seq: number }[]>`select last_seq from runs where key = ${key}`
+          if (row && matches(known, row.last_seq)) return { version: row.last_seq }
+        }
+        return runStates.read({ key, id }, seq)
+      })
       reply.header('etag', `"${answer.version}"`).header('cache-control', 'no-cache')
-      if (known !== undefined && matches(known, answer.version)) return reply.code(304).send(undefined)
-      return reply.type(JSON_TYPE).send(stateText(run.id, answer))
+      if (!('stateJson' in answer) || (known !== undefined && matches(known, answer.version))) return reply.code(304).send(undefined)
+      return reply.type(JSON_TYPE).send(stateText(id, answer))
     },
   )
 
@@ -165,16 +167,11 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
       },
     },
     async (request, reply) => {
-      const run = await find(request.access.workspaceId, request.params.id)
-      return reply.type(JSON_TYPE).send(stateText(run.id, await runStates.rebuild(run)))
+      const { id } = request.params
+      const answer = await runKeys.use(request.access.workspaceId, id, (key) => runStates.rebuild({ key, id }))
+      return reply.type(JSON_TYPE).send(stateText(id, answer))
     },
   )
-
-  async function find(workspaceId: string, id: string): Promise<{ key: string; id: string }> {
-    const key = await runKeys.find(workspaceId, id)
-    if (key === undefined) throw runNotFound(id)
-    return { key, id }
-  }
 }
 
 /** The answer as text: going through objects again would cost more than folding the state. */
