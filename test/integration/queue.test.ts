@@ -236,7 +236,7 @@ t.test('the queue', async (t) => {
 
   await t.test('a suspended run keeps its holder, whose lease stands still', async (t) => {
     await create({ id: 'suspended', queue: 'suspended' })
-    await claim('suspended', 'w', { leaseMs: 1000 })
+    await claim('suspended', 'w', { leaseMs: 60_000 })
     await client.append('suspended', { type: 'run.started' }, { 'x-worker-id': 'w' })
     t.equal((await client.post('/runs/suspended/suspend', {})).status, 200)
     t.match((await beat('suspended', 'w')).body, { leaseExpiresAt: null, status: 'suspended' })
