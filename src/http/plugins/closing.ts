@@ -34,11 +34,10 @@ export const closingPlugin = fastifyPlugin(
       })
     })
 
-    app.addHook('onRequest', async (request) => {
+    app.addHook('onRequest', (request, _reply, done) => {
       // The next attempt goes to another instance. Health answers to the end.
-      if (closing && !request.routeOptions.config?.public) {
-        throw new RunplaneError('OVERLOADED', 'The service is stopping. Try again.', { headers: { 'retry-after': '1' } })
-      }
+      const refused = closing && !request.routeOptions.config?.public
+      done(refused ? new RunplaneError('OVERLOADED', 'The service is stopping. Try again.', { headers: { 'retry-after': '1' } }) : undefined)
     })
 
     app.addHook('onSend', (_request, reply, _payload, done) => {

@@ -18,26 +18,31 @@ const SECURITY_HEADERS = Object.entries({
 
 export const requestsPlugin = fastifyPlugin(
   async (app: FastifyInstance, { metrics }: { metrics: Pick<Metrics, 'httpRequestSeconds'> }) => {
-    app.addHook('onRequest', async (request, reply) => {
+    const logsRequests = ['info', 'debug', 'trace'].includes(app.log.level)
+    // Neither hook waits for anything: a promise for each would cost every request.
+    app.addHook('onRequest', (request, reply, done) => {
       reply.raw.setHeader('x-request-id', request.id)
       for (const [name, value] of SECURITY_HEADERS) reply.raw.setHeader(name, value)
+      done()
     })
 
-    app.addHook('onResponse', async (request, reply) => {
+    app.addHook('onResponse', (request, reply, done) => {
       // The status on the wire: a hijacked reply does not know it.
       const status = reply.raw.statusCode
       const route = request.is404 ? 'none' : (request.routeOptions.url ?? 'none')
       metrics.httpRequestSeconds.observe({ method: request.method, route, status: String(status) }, reply.elapsedTime / 1000)
-      request.log.info({
-        method: request.method,
-        url: loggableUrl(request.url),
-        route,
-        status,
-        ms: Math.round(reply.elapsedTime * 10) / 10,
-        bytes: Number(reply.getHeader('content-length')) || undefined,
-        ip: request.ip,
-        keyName: knownAccess(request)?.keyName,
-      })
+      if (logsRequests)
+        request.log.info({
+          method: request.method,
+          url: loggableUrl(request.url),
+          route,
+          status,
+          ms: Math.round(reply.elapsedTime * 10) / 10,
+          bytes: Number(reply.getHeader('content-length')) || undefined,
+          ip: request.ip,
+          keyName: knownAccess(request)?.keyName,
+        })
+      done()
     })
   },
   { name: 'requests' },
