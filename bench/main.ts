@@ -16,6 +16,7 @@ import { performance } from 'node:perf_hooks'
 import { parseArgs } from 'node:util'
 import { append, batch, longRun } from './append.js'
 import { backfill } from './backfill.js'
+import { compare } from './compare.js'
 import { type BenchDatabase, embeddedDatabase, serverDatabase } from './database.js'
 import { exportLines, exportZip } from './export.js'
 import { fanOut, latency } from './fan-out.js'
@@ -44,6 +45,7 @@ const SCENARIOS: Record<string, Scenario> = {
   export: exportLines,
   'export-zip': exportZip,
   import: importBundle,
+  compare,
 }
 
 const { values: options } = parseArgs({

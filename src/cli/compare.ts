@@ -89,7 +89,7 @@ async function comparisonOf(left: Place, right: Place, options: Options): Promis
     if ('file' in place) return openBundleSide(place.file, place.file, { maxBytes: Number.MAX_SAFE_INTEGER, maxEvents: MAX_EVENTS, rules, pauses })
     const { runId } = place.run
     const seq = place.run.seq ?? (await request<{ lastSeq: number }>(options.url, `/runs/${runId}`)).lastSeq
-    return openEventsSide({ runId, name: `run ${runId}`, events: () => eventsOf(options.url, runId, seq) }, MAX_EVENTS, rules, pauses)
+    return openEventsSide({ runId, kind: 'run', name: `run ${runId}`, events: () => eventsOf(options.url, runId, seq) }, MAX_EVENTS, rules, pauses)
   }
   const sides = [await open(left), await open(right)] as const
   return compare(...sides, { prices: createPrices(), rules, ignore, limit, fields, pauses })

@@ -23,7 +23,7 @@ export interface BundleSideOptions {
 export async function openBundleSide(path: string, name: string, { maxBytes, maxEvents, rules, pauses }: BundleSideOptions): Promise<Side> {
   try {
     const bundle = await openBundle(path, { maxBytes })
-    return await openEventsSide({ runId: bundle.manifest.runId, name, events: () => bundle.events() }, maxEvents, rules, pauses)
+    return await openEventsSide({ runId: bundle.manifest.runId, kind: 'bundle', name, events: () => bundle.events() }, maxEvents, rules, pauses)
   } catch (error) {
     if (error instanceof BundleError) throw new RunplaneError('VALIDATION_ERROR', `${name}: ${error.message}.`)
     if (error instanceof RangeError) throw new RunplaneError('PAYLOAD_TOO_LARGE', `${name}: ${error.message}.`)

@@ -9,6 +9,7 @@ import { type Columns, createColumns, type Side } from './side.js'
 
 export interface EventsSource {
   runId: string
+  kind: Side['kind']
   /** As it is called in messages. */
   name: string
   /** From the first event, in order; may be called more than once. */
@@ -59,7 +60,7 @@ export async function openEventsSide(source: EventsSource, maxEvents: number, ru
     runId: source.runId,
     seq: firstSeq + count - 1,
     firstSeq,
-    kind: 'bundle',
+    kind: source.kind,
     columns: async () => columns,
     state: async () => state,
     async events(seqs) {
