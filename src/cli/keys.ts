@@ -5,11 +5,13 @@
 import { Value } from '@sinclair/typebox/value'
 import { Command, Option } from 'commander'
 import { pino } from 'pino'
+import { type AuditEntry, createAudit } from '../access/audit.js'
 import { createKeys, type Keys } from '../access/keys.js'
 import { ROLES, type Role } from '../access/roles.js'
 import { loadConfig } from '../config.js'
 import { openDatabase } from '../db/client.js'
 import { migrate } from '../db/migrate.js'
+import { DEFAULT_WORKSPACE_ID } from '../domain/ids.js'
 import { RunplaneError } from '../errors.js'
 import { NewKey } from '../http/schemas/keys.js'
 
@@ -31,7 +33,11 @@ export function keysCommand(): Command {
           'VALIDATION_ERROR',
           `--${fault.path.slice(1)} '${fault.value}' is not allowed. Allowed: ${fault.schema.description ?? fault.message}.`,
         )
-      const created = await withKeys((keys) => keys.create(input))
+      const created = await withKeys(async (keys, told) => {
+        const made = await keys.create(input)
+        await told({ action: 'key.create', workspaceId: made.workspaceId, targetId: made.id, detail: { name: made.name, role: made.role } })
+        return made
+      })
       console.error(`Key ${created.id} '${created.name}' with the role ${created.role} in the workspace ${created.workspace}. It is shown this once:`)
       console.log(created.key)
     })
@@ -51,20 +57,28 @@ export function keysCommand(): Command {
     .argument('<id>', 'as keys list shows it')
     .action(async (id: string) => {
       if (!UUID.test(id)) throw new RunplaneError('VALIDATION_ERROR', `'${id}' is not the id of a key. runplane keys list shows the ids.`)
-      await withKeys((keys) => keys.revoke(id))
+      await withKeys(async (keys, told) => {
+        const key = (await keys.list()).find((one) => one.id === id.toLowerCase())
+        await keys.revoke(id)
+        await told({ action: 'key.revoke', workspaceId: key?.workspaceId ?? DEFAULT_WORKSPACE_ID, targetId: id, detail: {} })
+      })
       console.error(`Key ${id} is revoked.`)
     })
 
   return keys
 }
 
-async function withKeys<Result>(use: (keys: Keys) => Promise<Result>): Promise<Result> {
+type Tell = (line: Pick<AuditEntry, 'action' | 'workspaceId' | 'targetId' | 'detail'>) => Promise<void>
+
+async function withKeys<Result>(use: (keys: Keys, told: Tell) => Promise<Result>): Promise<Result> {
   const config = loadConfig()
   const logger = pino({ level: 'warn' }, pino.destination({ dest: 2, sync: true }))
   const database = await openDatabase({ databaseUrl: config.DATABASE_URL, dataDir: config.DATA_DIR, poolMax: 2, logger })
   try {
     await migrate(database)
-    return await use(createKeys(database, { adminApiKey: config.ADMIN_API_KEY }))
+    const audit = createAudit(database)
+    const told: Tell = (line) => audit.record([{ ...line, actor: 'operator', targetKind: 'key', outcome: 'done' }])
+    return await use(createKeys(database, { adminApiKey: config.ADMIN_API_KEY }), told)
   } finally {
     await database.close()
   }

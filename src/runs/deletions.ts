@@ -32,12 +32,10 @@ export interface DeletionsDeps {
   states: States
   /** Tells this instance's readers and the other instances. */
   onDeleted(runKey: string): void
-  /** What nobody needs any more when these runs' rows are gone. */
-  collect?: ((workspaceId: string, sha256s: string[]) => Promise<void>) | undefined
   log: { warn(details: object, message: string): void }
 }
 
-export function createDeletions({ sql, runKeys, states, onDeleted, collect, log }: DeletionsDeps): Deletions {
+export function createDeletions({ sql, runKeys, states, onDeleted, log }: DeletionsDeps): Deletions {
   let sweeping: Promise<void> | undefined
   let closed = false
 
@@ -63,12 +61,12 @@ export function createDeletions({ sql, runKeys, states, onDeleted, collect, log 
 
   /** One transaction, on the oldest that no other instance works on. An import that was given up is swept as well, when it is due. */
   async function deleteBatch(): Promise<'nothing' | 'more' | 'gone'> {
-    const { step, workspaceId, sha256s } = await sql.begin(async (tx) => {
-      const [due] = await tx<{ run_key: string; workspace_id: string }[]>`
-        select run_key, workspace_id from run_deletions d where due_at <= clock_timestamp() and not exists (select from runs where key = d.run_key)
+    return sql.begin(async (tx) => {
+      const [due] = await tx<{ run_key: string }[]>`
+        select run_key from run_deletions d where due_at <= clock_timestamp() and not exists (select from runs where key = d.run_key)
         order by due_at limit 1 for update skip locked`
-      if (!due) return { step: 'nothing' as const, workspaceId: '', sha256s: [] }
-      const { run_key: key, workspace_id: workspaceId } = due
+      if (!due) return 'nothing'
+      const { run_key: key } = due
       const canonical = await tx`
         delete from run_events_canonical where run_key = ${key} and seq in (
           select seq from run_events_canonical where run_key = ${key} order by seq limit ${BATCH_ROWS})`
@@ -78,20 +76,18 @@ export function createDeletions({ sql, runKeys, states, onDeleted, collect, log 
       const receipts = await tx`
         delete from append_receipts where run_key = ${key} and request_key in (
           select request_key from append_receipts where run_key = ${key} limit ${BATCH_ROWS})`
-      if (Math.max(canonical.count, raw.count, receipts.count) === BATCH_ROWS) return { step: 'more' as const, workspaceId, sha256s: [] }
+      if (Math.max(canonical.count, raw.count, receipts.count) === BATCH_ROWS) return 'more'
       await tx`delete from run_projections where run_key = ${key}`
       await tx`delete from run_checkpoints where run_key = ${key}`
       await tx`delete from run_bases where run_key = ${key}`
       await tx`delete from producers where run_key = ${key}`
       await tx`delete from run_sources where run_key = ${key}`
       await tx`delete from webhook_deliveries where run_key = ${key}`
-      const artifacts = await tx<{ sha256: string }[]>`delete from run_artifacts where run_key = ${key} returning sha256`
+      // Content that no other run needs is found by what sweeps contents (insight/artifacts.ts).
+      await tx`delete from run_artifacts where run_key = ${key}`
       await tx`delete from run_deletions where run_key = ${key}`
-      return { step: 'gone' as const, workspaceId, sha256s: artifacts.map((row) => row.sha256) }
+      return 'gone'
     })
-    // Content that is left over costs space only, and is found by the next run that has it deleted.
-    if (sha256s.length > 0) await collect?.(workspaceId, sha256s).catch((error) => log.warn({ err: error }, 'content of a deleted run could not be deleted'))
-    return step
   }
 
   return {
