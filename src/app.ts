@@ -34,6 +34,7 @@ import { compareRoutes } from './http/routes/compare.js'
 import { docsRoutes } from './http/routes/docs.js'
 import { eventsRoutes } from './http/routes/events.js'
 import { healthRoutes } from './http/routes/health.js'
+import { insightRoutes } from './http/routes/insight.js'
 import { keysRoutes } from './http/routes/keys.js'
 import { queueRoutes } from './http/routes/queue.js'
 import { replayRoutes } from './http/routes/replay.js'
@@ -48,7 +49,7 @@ import { createBlobs } from './insight/blobs.js'
 import { createComparer } from './insight/compare/comparer.js'
 import { createExporter } from './insight/export.js'
 import { createImporter } from './insight/import.js'
-import { createPrices } from './insight/prices.js'
+import { loadPrices } from './insight/prices.js'
 import { createRedactor } from './insight/redact.js'
 import { createRetentionExport } from './insight/retention-export.js'
 import { serviceSecret } from './insight/service-secret.js'
@@ -176,7 +177,7 @@ export async function buildApp({
 
   const blobs = createBlobs(config)
   const artifacts = createArtifacts({ sql, blobs, config })
-  const prices = createPrices()
+  const prices = loadPrices(config.MODEL_PRICES_FILE)
   const exporter = createExporter({
     sql,
     reader,
@@ -224,6 +225,7 @@ export async function buildApp({
   await app.register(queueRoutes, { sql, claims, leases, runKeys })
   await app.register(appendRoutes, { config, log, runKeys, mask, metrics })
   await app.register(eventsRoutes({ log: reader }))
+  await app.register(insightRoutes, { sql, log: reader, runKeys, runStates, prices })
   await app.register(replayRoutes({ hub, log: reader, runStates, config }))
   await app.register(streamRoutes({ hub, log: reader, config, snapshotOf: (run) => runStates.read(run) }))
   await app.register(artifactsRoutes, { config, artifacts, log, reader, mask })

@@ -1,81 +1,82 @@
 /** What a run did, used and cost, in numbers: from its folded state, so at any seq alike. */
-import type { RunStatus } from '../domain/run.js'
+import { type Static, type TSchema, Type } from '@sinclair/typebox'
+import { RUN_STATUSES } from '../domain/run.js'
 import type { FoldState } from '../projections/fold.js'
 import { totalsOf, usageByModel } from '../projections/sections/llm.js'
 import { costOf, type PriceTable, rounded } from './prices.js'
 
-export interface ModelMetrics {
-  model: string
-  calls: number
-  failed: number
-  inputTokens: number
-  outputTokens: number
-  totalTokens: number
-  cacheReadTokens: number
-  cacheWriteTokens: number
-  reasoningTokens: number
-  /** As the run told it; 0 where it told none. */
-  reportedCostUsd: number
-  /** By the price table; null where it does not have the model. */
-  pricedCostUsd: number | null
+const count = Type.Integer({ minimum: 0 })
+const usd = Type.Number({ minimum: 0, description: 'US dollars' })
+const orNull = <T extends TSchema>(schema: T, description: string) => Type.Union([schema, Type.Null()], { description })
+const time = (description: string) => orNull(Type.String(), description)
+
+const tokens = {
+  inputTokens: Type.Number({ minimum: 0 }),
+  outputTokens: Type.Number({ minimum: 0 }),
+  totalTokens: Type.Number({ minimum: 0 }),
+  cacheReadTokens: Type.Number({ minimum: 0 }),
+  cacheWriteTokens: Type.Number({ minimum: 0 }),
+  reasoningTokens: Type.Number({ minimum: 0 }),
 }
 
-export interface RunMetrics {
-  runId: string
-  /** The seq that these are of. */
-  version: number
-  status: RunStatus
-  attempt: number
-  eventCount: number
-  messageCount: number
-  signalCount: number
-  proposalCount: number
-  decisionCount: number
-  toolCallCount: number
-  toolFailureCount: number
-  llmCallCount: number
-  llmFailureCount: number
-  stepCount: number
-  artifactCount: number
-  participantCount: number
-  errorCount: number
-  lateCount: number
-  streamReconnectCount: number
-  inputTokens: number
-  outputTokens: number
-  totalTokens: number
-  cacheReadTokens: number
-  cacheWriteTokens: number
-  reasoningTokens: number
-  /** The names of macp-control-plane for the same. */
-  promptTokens: number
-  completionTokens: number
-  estimatedCostUsd: number
-  /** What the run told of its cost; where it told nothing, what the price table makes of its tokens. */
-  costUsd: number
-  costBasis: 'reported' | 'priced' | 'none'
-  /** Models that used tokens and are not in the price table. */
-  unpricedModels: string[]
-  prices: { asOf: string; source: string }
-  models: ModelMetrics[]
-  tools: { name: string; called: number; completed: number; failed: number; durationMs: number }[]
-  eventsByType: { type: string; count: number }[]
-  llmLatencyMs: number
-  firstEventAt: string | null
-  lastEventAt: string | null
-  startedAt: string | null
-  endedAt: string | null
-  /** From its start to its end, or to its last event while it goes on; null before it started. */
-  durationMs: number | null
-  /** From its creation to its start. */
-  queuedMs: number | null
-  sessionState: string | null
-}
+export const RunMetrics = Type.Object(
+  {
+    runId: Type.String(),
+    version: Type.Integer({ description: 'the seq that these are of' }),
+    status: Type.Union(RUN_STATUSES.map((status) => Type.Literal(status))),
+    attempt: Type.Integer({ minimum: 1 }),
+    eventCount: count,
+    messageCount: Type.Integer({ minimum: 0, description: 'sent, received, and begun to be written' }),
+    signalCount: count,
+    proposalCount: count,
+    decisionCount: count,
+    toolCallCount: count,
+    toolFailureCount: count,
+    llmCallCount: count,
+    llmFailureCount: count,
+    stepCount: Type.Integer({ minimum: 0, description: 'of the current attempt' }),
+    artifactCount: count,
+    participantCount: count,
+    errorCount: count,
+    lateCount: Type.Integer({ minimum: 0, description: 'events that came after the end' }),
+    streamReconnectCount: count,
+    ...tokens,
+    promptTokens: Type.Number({ description: 'inputTokens, as macp-control-plane names them' }),
+    completionTokens: Type.Number({ description: 'outputTokens, as macp-control-plane names them' }),
+    estimatedCostUsd: Type.Number({ description: 'costUsd, as macp-control-plane names it' }),
+    costUsd: Type.Number({ description: 'what the run told of its cost; where it told nothing, what the price table makes of its tokens' }),
+    costBasis: Type.Union([Type.Literal('reported'), Type.Literal('priced'), Type.Literal('none')]),
+    unpricedModels: Type.Array(Type.String(), { description: 'models that used tokens and are not in the price table' }),
+    prices: Type.Object({ asOf: Type.String(), source: Type.String() }),
+    models: Type.Array(
+      Type.Object({
+        model: Type.String(),
+        calls: count,
+        failed: count,
+        ...tokens,
+        reportedCostUsd: usd,
+        pricedCostUsd: orNull(Type.Number(), 'by the price table; null where it does not have the model'),
+      }),
+    ),
+    tools: Type.Array(Type.Object({ name: Type.String(), called: count, completed: count, failed: count, durationMs: Type.Number() })),
+    eventsByType: Type.Array(Type.Object({ type: Type.String(), count })),
+    llmLatencyMs: Type.Number(),
+    firstEventAt: time('when the run was created'),
+    lastEventAt: time('of the last event of the log'),
+    startedAt: time('null before it started'),
+    endedAt: time('null until it has ended'),
+    durationMs: orNull(Type.Number(), 'from its start to its end, or to its last event while it goes on'),
+    queuedMs: orNull(Type.Number(), 'from its creation to its start'),
+    sessionState: orNull(Type.String(), 'of a coordination session'),
+  },
+  { $id: 'RunMetrics' },
+)
+export type RunMetrics = Static<typeof RunMetrics>
 
 export function metricsOf({ version, folds }: FoldState, prices: PriceTable): RunMetrics {
   const { run, timeline, messages, signals, decision, tools, llm, steps, artifacts, participants, errors } = folds
   const { costUsd: reported, ...tokens } = totalsOf(llm.sums)
-  const models = usageByModel(llm).map(({ costUsd, ...use }): ModelMetrics => {
+  const models = usageByModel(llm).map(({ costUsd, ...use }) => {
     const price = prices.priceOf(use.model)
     return { ...use, reportedCostUsd: costUsd, pricedCostUsd: price ? costOf(price, use) : null }
   })

@@ -16,7 +16,9 @@ export interface StateAnswer {
 export interface RunStates {
   /** The state at the head, or, with `seq`, as it was then. @throws RUN_NOT_FOUND, CURSOR_INVALID beyond the head. */
   read(run: { key: string; id: string }, seq?: number): Promise<StateAnswer>
-  /** The same as the fold that it is a view of: the caller's own, to read from or to fold on. */
+  /** What `use` makes of the state, at once: afterwards it goes on being folded. */
+  at<T>(run: { key: string; id: string }, seq: number | undefined, use: (state: FoldState) => T): Promise<T>
+  /** The state as the caller's own, to keep or to fold on. */
   fold(run: { key: string; id: string }, seq?: number): Promise<FoldState>
   /** Forgets what is cached of the run, folds its log anew and saves that. */
   rebuild(run: { key: string; id: string }): Promise<StateAnswer>
@@ -42,7 +44,6 @@ export function createRunStates({ sql, states, checkpoints }: { sql: Sql; states
     return catchUp(sql, hot, headSeq)
   }
 
-  /** @param use reads the state at once: what is at the head goes on being folded. */
   async function at<T>(run: { key: string; id: string }, seq: number | undefined, use: (state: FoldState) => T): Promise<T> {
     const headSeq = await headOf(run)
     if (seq !== undefined && seq > headSeq) throw new RunplaneError('CURSOR_INVALID', `The run's head is ${headSeq}; seq ${seq} is not there yet.`)
@@ -58,6 +59,7 @@ export function createRunStates({ sql, states, checkpoints }: { sql: Sql; states
   }
 
   return {
+    at,
     read: (run, seq) => at(run, seq, answer),
     fold: (run, seq) => at(run, seq, (state) => decodeState(encodeState(state))),
     async rebuild(run) {

@@ -1,0 +1,142 @@
+/**
+ * The messages of a run, page by page from its log: those that went out and came in, and those that an agent wrote, with their text, also where that
+ * was told piece by piece. The state keeps only the recent ones.
+ */
+import { type Static, Type } from '@sinclair/typebox'
+import type { Sql } from '../db/client.js'
+import type { EventOf } from '../domain/canonical-event.js'
+import type { LogReader } from '../log/read.js'
+import { pgArray } from '../log/states.js'
+import { field, textOf } from '../projections/bounds.js'
+import { senderOf } from '../projections/sender.js'
+
+const TYPES = ['message.sent', 'message.received', 'message.send_failed', 'message.completed'] as const
+type WrittenEvent = EventOf<'message.completed'>
+type MessageEvent = WrittenEvent | EventOf<'message.sent'> | EventOf<'message.received'> | EventOf<'message.send_failed'>
+
+/** A page ends early where its messages are large. */
+const PAGE_BYTES = 1_048_576
+/** How many seqs before its end the pieces of a message are looked for. */
+const PIECES_WITHIN = 20_000
+/** Characters of one message that was told piece by piece; the log has the rest. */
+const MAX_TEXT = 65_536
+
+const text = Type.Optional(Type.String())
+
+export const Message = Type.Object(
+  {
+    seq: Type.Integer(),
+    ts: Type.String(),
+    direction: Type.Union([Type.Literal('sent'), Type.Literal('received'), Type.Literal('written')], { description: 'written: told by an agent as it writes' }),
+    status: Type.Union(['accepted', 'queued', 'rejected', 'received', 'completed'].map((status) => Type.Literal(status))),
+    messageId: Type.String(),
+    messageType: text,
+    sender: text,
+    recipients: Type.Optional(Type.Array(Type.String())),
+    sessionId: text,
+    role: text,
+    name: text,
+    channel: text,
+    text: Type.Optional(Type.String({ description: 'put together where it was told piece by piece' })),
+    truncated: Type.Optional(Type.Boolean({ description: 'there is more text in the log' })),
+    content: Type.Optional(Type.Unknown({ description: 'as it was told, where it is no text' })),
+    payload: Type.Optional(Type.Unknown()),
+    error: Type.Optional(Type.Object({ code: text, message: text })),
+  },
+  { $id: 'Message' },
+)
+export type Message = Static<typeof Message>
+
+export interface MessagePage {
+  data: Message[]
+  /** Only where there is more: with few messages in a long log a page may be short, or empty, and still have it. */
+  nextAfterSeq?: number
+  headSeq: number
+}
+
+export function createMessages({ sql, log }: { sql: Sql; log: Pick<LogReader, 'pageOfEvents'> }) {
+  /** Undefined: there is no such run any more. */
+  async function page(runKey: string, afterSeq: number, limit: number): Promise<MessagePage | undefined> {
+    const found = await log.pageOfEvents({ runKey, afterSeq, limit, maxBytes: PAGE_BYTES, filter: { types: TYPES } })
+    if (!found) return undefined
+    const events = found.items.map((item): MessageEvent => JSON.parse(item.toString()))
+    const written = events.filter(isWithoutText)
+    const texts = written.length > 0 ? await piecesOf(runKey, written) : new Map<string, string>()
+    return {
+      data: events.map((event) => messageOf(event, texts)),
+      ...(found.scannedTo < found.headSeq && { nextAfterSeq: found.scannedTo }),
+      headSeq: found.headSeq,
+    }
+  }
+
+  async function piecesOf(runKey: string, events: readonly MessageEvent[]): Promise<Map<string, string>> {
+    const from = Math.max(0, (events[0]?.seq ?? 0) - PIECES_WITHIN)
+    const to = events.at(-1)?.seq ?? 0
+    const subjects = [...new Set(events.map(({ subject }) => `${subject.kind}/${subject.id}`))]
+    const texts = new Map<string, string>()
+    await sql<{ event: EventOf<'message.delta'> }[]>`
+      select event from run_events_canonical
+      where run_key = ${runKey} and seq > ${from} and seq < ${to} and type = 'message.delta' and subject = any(${pgArray(subjects)}::text[]) order by seq`.forEach(
+      ({ event }) => {
+        const id = event.subject.id
+        const before = texts.get(id) ?? ''
+        // One more than is shown tells that there is more.
+        if (before.length <= MAX_TEXT) texts.set(id, (before + event.data.text).slice(0, MAX_TEXT + 1))
+      },
+    )
+    return texts
+  }
+
+  return { page }
+}
+
+function isWithoutText(event: MessageEvent): event is WrittenEvent {
+  return event.type === 'message.completed' && event.data.content === undefined
+}
+
+function messageOf(event: MessageEvent, texts: ReadonlyMap<string, string>): Message {
+  const { seq, ts, subject } = event
+  const sender = senderOf(event)
+  const common = { seq, ts, ...(sender !== undefined && { sender }) }
+  if (event.type === 'message.completed') {
+    const { role, name, channel, content } = event.data
+    const told = content === undefined ? texts.get(subject.id) : wholeText(content)
+    return {
+      ...common,
+      direction: 'written',
+      status: 'completed',
+      messageId: subject.id,
+      ...definedOf({ role, name, channel }),
+      ...(told !== undefined && { text: told.slice(0, MAX_TEXT) }),
+      ...(told !== undefined && told.length > MAX_TEXT && { truncated: true }),
+      ...(content !== undefined && typeof content !== 'string' && { content }),
+    }
+  }
+  const { data, type } = event
+  const { messageId, messageType, recipients, sessionId, payload, errorCode, errorMessage } = data
+  return {
+    ...common,
+    direction: type === 'message.received' ? 'received' : 'sent',
+    status: type === 'message.received' ? 'received' : type === 'message.send_failed' ? 'rejected' : sentStatus(data),
+    messageId: messageId ?? subject.id,
+    ...definedOf({ messageType, recipients, sessionId, payload }),
+    ...((errorCode !== undefined || errorMessage !== undefined) && { error: definedOf({ code: errorCode, message: errorMessage }) }),
+  }
+}
+
+function sentStatus(data: unknown): 'accepted' | 'queued' | 'rejected' {
+  if (field(data, 'ok') === false) return 'rejected'
+  return field(data, 'status') === 'queued' ? 'queued' : 'accepted'
+}
+
+/** The text of a message that is told whole: itself, or that of its text blocks. */
+function wholeText(content: unknown): string | undefined {
+  if (typeof content === 'string') return content
+  if (!Array.isArray(content)) return undefined
+  const texts = content.map((block) => textOf(field(block, 'text'))).filter((part) => part !== null)
+  return texts.length > 0 ? texts.join('') : undefined
+}
+
+function definedOf<T extends object>(fields: T): T {
+  return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined)) as T
+}
