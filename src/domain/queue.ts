@@ -40,11 +40,11 @@ const isActive = (place: Placement, now: string): boolean => place.leaseExpiresA
 const after = (now: string, ms: number): string => new Date(Date.parse(now) + ms).toISOString()
 
 /**
- * What a worker has to be for the run to listen to it. A run that is suspended keeps its holder, whose lease stands still.
+ * What a worker has to be for the run to listen to it. A run that was suspended keeps its holder, whose lease stands still until it is resumed.
  * @throws LEASE_LOST, so that a worker that was given up on stops.
  */
-export function assertHolder(workerId: string, run: FoldedRun, place: Placement, now: string): void {
-  if (place.workerId === workerId && (isActive(place, now) || run.status === 'suspended')) return
+export function assertHolder(workerId: string, run: Pick<FoldedRun, 'runId' | 'status'>, place: Placement, now: string): void {
+  if (place.workerId === workerId && (place.leaseExpiresAt === null || isActive(place, now))) return
   const holder = isTerminal(run.status)
     ? `The run is ${run.status}`
     : place.workerId === null
@@ -78,7 +78,7 @@ export function decideClaim(
   return [{ type: 'run.claimed', ts: now, data: { workerId: claim.workerId, leaseExpiresAt: after(now, leaseMs), leaseMs } }]
 }
 
-/** @returns when the lease ends now; null while the run is suspended. @throws LEASE_LOST */
+/** @returns when the lease ends now; null while it stands still. @throws LEASE_LOST */
 export function decideHeartbeat(
   beat: { workerId: string; leaseMs?: number | undefined },
   run: FoldedRun,
@@ -87,7 +87,9 @@ export function decideHeartbeat(
   defaults: Pick<LeaseDefaults, 'leaseMs'>,
 ): string | null {
   assertHolder(beat.workerId, run, place, now)
-  return run.status === 'suspended' ? null : after(now, beat.leaseMs ?? place.leaseLengthMs ?? defaults.leaseMs)
+  // An agent that tells of its own pause has a lease that runs on; one that resumed by itself has one again.
+  if (place.leaseExpiresAt === null && run.status === 'suspended') return null
+  return after(now, beat.leaseMs ?? place.leaseLengthMs ?? defaults.leaseMs)
 }
 
 /** Back into the queue, as the same attempt: the worker gives the run up, it did not fail. @throws LEASE_LOST, INVALID_STATE_TRANSITION */

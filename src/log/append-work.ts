@@ -6,6 +6,7 @@ import { isDeepStrictEqual } from 'node:util'
 import { type CanonicalEvent, type DraftEvent, EVENT_SCHEMA_VERSION } from '../domain/canonical-event.js'
 import { digestsOf } from '../domain/digest.js'
 import { type Placement, placementAfter } from '../domain/placement.js'
+import { assertHolder } from '../domain/queue.js'
 import { isTerminal, type RunStatus } from '../domain/run.js'
 import { RunplaneError } from '../errors.js'
 import { subjectOf } from '../ingest/subject.js'
@@ -153,7 +154,10 @@ function appendOne(request: AppendRequest, run: RunWork, { known, receipts, owne
       `The run's head is ${run.lastSeq}, not ${request.ifMatch}. Read what came after ${request.ifMatch}, then decide again.`,
     )
   }
-  if (request.workerId !== undefined) assertHolds(request.workerId, run)
+  if (request.workerId !== undefined) {
+    const place = placed(run)
+    assertHolder(request.workerId, { runId: run.row.id, status: run.status }, place, place.now)
+  }
   if (request.source && owners.get(request.runKey) !== request.source.ownerId) {
     throw new RunplaneError('LEASE_LOST', `Another instance reads the source of run '${run.row.id}' now.`)
   }
@@ -192,15 +196,6 @@ export const UNREAD: Partial<Placement> = {}
 function placed(run: RunWork): PlacedRun {
   if (!run.row.place) throw new Error('the placement was not read')
   return { ...run.row.place, ...run.placement }
-}
-
-/** @throws LEASE_LOST, so that a worker that was given up on stops. */
-function assertHolds(workerId: string, run: RunWork): void {
-  const place = placed(run)
-  // Suspended with its holder: nobody else can have it.
-  if (place.workerId === workerId && (place.leaseActive || run.status === 'suspended')) return
-  const holder = place.workerId === null ? 'Nobody holds it now' : place.workerId === workerId ? 'The lease has run out' : 'Another worker holds it now'
-  throw new RunplaneError('LEASE_LOST', `Worker '${workerId}' does not hold run '${run.row.id}'. ${holder}: stop working on it, and claim again.`)
 }
 
 /** The answer to a request that was answered before; undefined for a new one. Throws where it may not be taken at all. */

@@ -13,7 +13,7 @@ import { RunplaneError, runNotFound } from '../errors.js'
 import type { GroupCommit } from '../log/group-commit.js'
 
 export interface Heartbeat {
-  /** Null while the run is suspended: its lease stands still. */
+  /** Null while the lease stands still, for the run is suspended. */
   leaseExpiresAt: string | null
   cancelRequested: boolean
   status: RunStatus
@@ -103,6 +103,18 @@ export function createLeases({ sql, log, defaults, checkMs, logger, onArrived }:
     tell(rows)
   }
 
+  /** A run that was suspended with its holder, and whose agent went on by its own word: its lease runs again. */
+  async function restart(): Promise<void> {
+    await sql`
+      with still as materialized (
+        select key from runs where worker_id is not null and (worker_id is not null or reserved_until is not null) and lease_expires_at is null
+          and status in ('starting', 'binding_session', 'running') limit ${BATCH} for update skip locked
+      )
+      update runs set lease_remaining_ms = null,
+        lease_expires_at = date_trunc('milliseconds', clock_timestamp()) + coalesce(lease_remaining_ms, lease_length_ms, ${defaults.leaseMs}) * interval '1 ms'
+      where key in (select key from still)`
+  }
+
   async function expire(): Promise<void> {
     for (let count = BATCH; count === BATCH && !isClosed; ) {
       // Those that are locked just now are being changed: the next round looks again.
@@ -133,7 +145,7 @@ export function createLeases({ sql, log, defaults, checkMs, logger, onArrived }:
   }
 
   async function rounds(): Promise<void> {
-    for (const work of [undoReservations, expire]) {
+    for (const work of [undoReservations, restart, expire]) {
       await work().catch((error: unknown) => {
         if (!isClosed) logger.warn({ err: error }, 'leases could not be looked at')
       })
@@ -156,9 +168,11 @@ export function createLeases({ sql, log, defaults, checkMs, logger, onArrived }:
   return {
     async heartbeat(workspaceId, runId, workerId, leaseMs) {
       const [beaten] = await sql<{ status: RunStatus; lease_expires_at: string | null; cancel_requested: boolean }[]>`
-        update runs set lease_expires_at = case when status <> 'suspended' then
-          date_trunc('milliseconds', clock_timestamp()) + coalesce(${leaseMs ?? null}::int, lease_length_ms, ${defaults.leaseMs}) * interval '1 ms' end
-        where workspace_id = ${workspaceId} and id = ${runId} and worker_id = ${workerId} and (lease_expires_at > clock_timestamp() or status = 'suspended')
+        update runs set
+          lease_expires_at = case when lease_expires_at is not null or status <> 'suspended' then
+            date_trunc('milliseconds', clock_timestamp()) + coalesce(${leaseMs ?? null}::int, lease_length_ms, ${defaults.leaseMs}) * interval '1 ms' end,
+          lease_remaining_ms = case when lease_expires_at is null and status = 'suspended' then lease_remaining_ms end
+        where workspace_id = ${workspaceId} and id = ${runId} and worker_id = ${workerId} and (lease_expires_at is null or lease_expires_at > clock_timestamp())
         returning status, ${utc(sql, 'lease_expires_at')}, cancel_requested_at is not null as cancel_requested`
       if (beaten) return { leaseExpiresAt: beaten.lease_expires_at, cancelRequested: beaten.cancel_requested, status: beaten.status }
       const [row] = await sql<{ status: RunStatus; attempt: number; worker_id: string | null }[]>`
