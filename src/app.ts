@@ -33,6 +33,7 @@ import { commandsRoutes } from './http/routes/commands.js'
 import { compareRoutes } from './http/routes/compare.js'
 import { docsRoutes } from './http/routes/docs.js'
 import { eventsRoutes } from './http/routes/events.js'
+import { exportsRoutes } from './http/routes/exports.js'
 import { healthRoutes } from './http/routes/health.js'
 import { insightRoutes } from './http/routes/insight.js'
 import { keysRoutes } from './http/routes/keys.js'
@@ -48,6 +49,7 @@ import { createArtifacts } from './insight/artifacts.js'
 import { createBlobs } from './insight/blobs.js'
 import { createComparer } from './insight/compare/comparer.js'
 import { createExporter } from './insight/export.js'
+import { createExportJobs } from './insight/export-jobs.js'
 import { createImporter } from './insight/import.js'
 import { loadPrices } from './insight/prices.js'
 import { createRedactor } from './insight/redact.js'
@@ -187,6 +189,15 @@ export async function buildApp({
     redactorFor: async (profile) => createRedactor(profile, await serviceSecret(sql, 'redaction')),
     log: logger,
   })
+  const exportJobs = createExportJobs({
+    sql,
+    blobs,
+    exporter,
+    secret: await serviceSecret(sql, 'downloads'),
+    config,
+    log: logger,
+    sweep: () => artifacts.sweep(),
+  })
   const retention = startRetention({
     database,
     policies: parsePolicies(config.RETENTION_POLICIES),
@@ -229,6 +240,7 @@ export async function buildApp({
   await app.register(replayRoutes({ hub, log: reader, runStates, config }))
   await app.register(streamRoutes({ hub, log: reader, config, snapshotOf: (run) => runStates.read(run) }))
   await app.register(artifactsRoutes, { config, artifacts, log, reader, mask })
+  await app.register(exportsRoutes, { sql, jobs: exportJobs })
   await app.register(bundlesRoutes({ exporter, importer }))
   await app.register(compareRoutes({ comparer: createComparer({ sql, runStates, prices, config }) }))
   await app.register(keysRoutes({ keys }))
@@ -254,6 +266,7 @@ export async function buildApp({
   app.addHook('onClose', async () => {
     await claims.close()
     await leases.close()
+    await exportJobs.close()
     await retention.close()
     await deadlines.close()
     await deletions.close()
@@ -280,5 +293,6 @@ export async function buildApp({
   cancelCallbacks.start()
   leases.start()
   webhooks.start()
+  exportJobs.start()
   return app
 }

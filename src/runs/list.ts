@@ -5,7 +5,7 @@ import { toUtc } from '../domain/time.js'
 import { RunplaneError } from '../errors.js'
 import { type RunRecord, type RunTableRow, recordColumns, toRecord } from './record.js'
 
-export interface ListQuery {
+export interface RunFilter {
   status?: RunStatus[] | undefined
   kind?: string | undefined
   queue?: string | undefined
@@ -16,6 +16,9 @@ export interface ListQuery {
   search?: string | undefined
   parentRunId?: string | undefined
   includeArchived: boolean
+}
+
+export interface ListQuery extends RunFilter {
   sort: 'createdAt' | 'updatedAt'
   order: 'asc' | 'desc'
   limit: number
@@ -34,16 +37,7 @@ export interface RunPage {
 /** Sorting by `updatedAt` while runs go on may show a run again or late: it moves. Sorting by `createdAt` never does. */
 export async function listRuns(sql: Sql, workspaceId: string, query: ListQuery): Promise<RunPage> {
   const column = query.sort === 'createdAt' ? sql`created_at` : sql`updated_at`
-  const where = sql`workspace_id = ${workspaceId}
-    ${query.status ? sql`and status = any(string_to_array(${query.status.join(',')}, ','))` : sql``}
-    ${query.kind === undefined ? sql`` : sql`and kind = ${query.kind}`}
-    ${query.queue === undefined ? sql`` : sql`and queue = ${query.queue}`}
-    ${query.tags ? sql`and tags @> (select array_agg(value) from json_array_elements_text(${JSON.stringify(query.tags)}::text::json))` : sql``}
-    ${query.createdAfter === undefined ? sql`` : sql`and created_at > ${timeOf('createdAfter', query.createdAfter)}::text::timestamptz`}
-    ${query.createdBefore === undefined ? sql`` : sql`and created_at < ${timeOf('createdBefore', query.createdBefore)}::text::timestamptz`}
-    ${query.parentRunId === undefined ? sql`` : sql`and parent_run_id = ${query.parentRunId}`}
-    ${query.search === undefined ? sql`` : search(sql, query.search)}
-    ${query.includeArchived ? sql`` : sql`and archived_at is null`}`
+  const where = matchingRuns(sql, workspaceId, query)
   const after = query.cursor === undefined ? undefined : decodeCursor(query.cursor, query)
   const compare = query.order === 'asc' ? sql`>` : sql`<`
   const direction = query.order === 'asc' ? sql`asc` : sql`desc`
@@ -59,6 +53,20 @@ export async function listRuns(sql: Sql, workspaceId: string, query: ListQuery):
     page.total = counted?.total ?? 0
   }
   return page
+}
+
+/** The condition that the rows of `runs` meet which the filters match. @throws VALIDATION_ERROR for a time that is none */
+export function matchingRuns(sql: Sql, workspaceId: string, query: RunFilter) {
+  return sql`workspace_id = ${workspaceId}
+    ${query.status ? sql`and status = any(string_to_array(${query.status.join(',')}, ','))` : sql``}
+    ${query.kind === undefined ? sql`` : sql`and kind = ${query.kind}`}
+    ${query.queue === undefined ? sql`` : sql`and queue = ${query.queue}`}
+    ${query.tags ? sql`and tags @> (select array_agg(value) from json_array_elements_text(${JSON.stringify(query.tags)}::text::json))` : sql``}
+    ${query.createdAfter === undefined ? sql`` : sql`and created_at > ${timeOf('createdAfter', query.createdAfter)}::text::timestamptz`}
+    ${query.createdBefore === undefined ? sql`` : sql`and created_at < ${timeOf('createdBefore', query.createdBefore)}::text::timestamptz`}
+    ${query.parentRunId === undefined ? sql`` : sql`and parent_run_id = ${query.parentRunId}`}
+    ${query.search === undefined ? sql`` : search(sql, query.search)}
+    ${query.includeArchived ? sql`` : sql`and archived_at is null`}`
 }
 
 function search(sql: Sql, text: string) {

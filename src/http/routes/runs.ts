@@ -184,7 +184,7 @@ function matches(header: string, version: number): boolean {
   return header.trim() === '*' || header.split(',').some((tag) => tag.trim().replace(/^W\//, '') === `"${version}"`)
 }
 
-function listOf(text: string | undefined): string[] | undefined {
+export function listOf(text: string | undefined): string[] | undefined {
   const values = text
     ?.split(',')
     .map((value) => value.trim())
@@ -192,7 +192,7 @@ function listOf(text: string | undefined): string[] | undefined {
   return values && values.length > 0 ? values : undefined
 }
 
-function statuses(text: string | undefined): RunStatus[] | undefined {
+export function statuses(text: string | undefined): RunStatus[] | undefined {
   return listOf(text)?.map((value) => {
     const status = RUN_STATUSES.find((known) => known === value)
     if (status === undefined) throw new RunplaneError('VALIDATION_ERROR', `status: '${value}' is not a status. There are: ${RUN_STATUSES.join(', ')}.`)

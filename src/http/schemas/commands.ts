@@ -29,7 +29,7 @@ export const Retry = Type.Object(
 
 export const CloneRun = Type.Object({ ...CreateRun.properties }, { ...closed, $id: 'CloneRun', description: 'What of the clone is not the original’s' })
 
-const filter = Type.Object(
+export const filter = Type.Object(
   {
     status: Type.Optional(Type.Array(Type.Union(RUN_STATUSES.map((status) => Type.Literal(status))), { minItems: 1, maxItems: RUN_STATUSES.length })),
     kind: Type.Optional(Type.String({ maxLength: 256 })),
