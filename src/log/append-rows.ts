@@ -204,7 +204,7 @@ const sessionTime = (tx: Queries) => tx`
     clock_timestamp() + interval '1 millisecond' * coalesce(runs.ttl_remaining_ms, case when json_typeof(runs.descriptor->'session'->'ttlMs') = 'number'
       then least(greatest((runs.descriptor->'session'->>'ttlMs')::numeric, 0), 315360000000)::bigint end)) end end,
   ttl_remaining_ms = case when u.s = 'suspended' then coalesce((u.place->>'ttlRemainingMs')::bigint, runs.ttl_remaining_ms,
-    greatest(0, extract(epoch from runs.ttl_expires_at - clock_timestamp()) * 1000)::bigint) end`
+    case when runs.ttl_expires_at is not null then greatest(0, extract(epoch from runs.ttl_expires_at - clock_timestamp()) * 1000)::bigint end) end`
 
 const usageUpdate = (tx: Queries) => tx`,
   input_tokens = case when u.usage is null then runs.input_tokens else least((u.usage->>'inputTokens')::numeric, 9007199254740991)::bigint end,

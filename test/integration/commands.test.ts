@@ -59,6 +59,7 @@ t.test('a run stands still while it is suspended, and goes on when it is resumed
   t.match(await command(runId, 'resume'), { status: 200, body: { status: 'running' } })
   t.match(await command(runId, 'resume'), { status: 200 })
   t.same(await typesOf(runId), ['run.created', 'run.started', 'run.suspended', 'run.resumed'])
+  t.same((await lastOf(runId))?.data, { by: 'anonymous' }, 'a run without a session time has none after it either')
 })
 
 t.test('a failed run is retried under its id, in its queue', async (t) => {
@@ -227,4 +228,16 @@ t.test('a batch by a filter takes what the command works on, so many at a time',
   t.match((await client.post<BatchAnswer>('/runs/batch/archive', { filter: { kind, status: ['completed'] } })).body, { done: 1 })
   t.match((await client.post<BatchAnswer>('/runs/batch/delete', { filter: { kind, includeArchived: true } })).body, { done: 25, refused: 0 })
   t.equal((await client.get<{ total: number }>(`/runs?kind=${kind}&includeArchived=true&count=true`)).body.total, 0)
+})
+
+t.test('texts that the database does not hold do no harm', async (t) => {
+  const { runId } = await client.createRun({ id: newId(), queue: 'q' })
+  t.match(await command(runId, 'cancel', { reason: 'a\0b\ud800', by: '\0' }), { status: 200, body: { status: 'cancelled' } })
+  t.match(await lastOf(runId), { data: { reason: 'a\ufffdb\ufffd', by: '\ufffd' } })
+  for (const filter of [{ kind: '\0' }, { tags: ['\0'] }, { search: '\0' }, { parentRunId: '\0' }])
+    t.equal((await client.post('/runs/batch/cancel', { filter })).status, 400)
+  t.equal((await client.post('/runs/batch/cancel', { filter: { kind: '\ud800' } })).status, 200)
+  t.equal((await client.post(`/runs/${runId}/clone`, `{"input":${'['.repeat(100_000)}${']'.repeat(100_000)}}`)).status, 400)
+  t.match(await client.post(`/runs/${runId}/clone`, { input: 'a\0b', metadata: { '\0': 1 } }), { status: 201, body: { input: 'a\ufffdb' } })
+  t.equal((await client.post('/runs/batch/cancel', `{"filter":${'{"a":'.repeat(50_000)}1${'}'.repeat(50_000)}}`)).status, 400)
 })
