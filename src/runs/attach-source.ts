@@ -69,8 +69,8 @@ function assertHeaders(headers: Record<string, string> = {}): void {
 }
 
 /** The source without its secrets, for the log and for what is told of it. */
-export function nameOf(config: SourceConfig): string {
-  return URL.canParse(config.url) ? new URL(config.url).host.slice(0, 200) : 'source'
+export function nameOf(config: SourceConfig | null): string {
+  return config && URL.canParse(config.url) ? new URL(config.url).host.slice(0, 200) : 'source'
 }
 
 /**

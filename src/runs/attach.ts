@@ -63,7 +63,7 @@ export interface Attach {
 interface ClaimedSource {
   run_key: string
   run_id: string
-  config: SourceConfig
+  config: SourceConfig | null
   status: 'waiting' | 'reading'
   previous_owner: string | null
   session_id: string | null
@@ -122,6 +122,7 @@ export function createAttach(deps: AttachDeps): Attach {
     isFirstLook = false
     const room = config.SOURCES_MAX - readers.size
     if (room <= 0 || closed) return
+    // One that is read here is not among them, though its lease may have run out: its reader may be behind one who had it since.
     // Without recovery, what another instance left is not taken up.
     const free = config.RUN_RECOVERY_ENABLED
       ? sql`(s.owner_id is null or s.owner_expires_at <= clock_timestamp())`
@@ -130,6 +131,7 @@ export function createAttach(deps: AttachDeps): Attach {
       with due as (
         select s.run_key, s.owner_id from run_sources s join runs r on r.key = s.run_key
         where s.status in ('waiting', 'reading') and s.next_at <= clock_timestamp() and ${free}
+          and s.run_key <> all(string_to_array(${[...readers.keys()].join(',')}, ',')::uuid[])
           and (r.status <> 'queued' or (r.queue is null and (r.available_at is null or r.available_at <= clock_timestamp())))
         order by s.next_at limit ${room} for update of s skip locked
       )
@@ -137,7 +139,6 @@ export function createAttach(deps: AttachDeps): Attach {
       from due, runs r where s.run_key = due.run_key and r.key = s.run_key
       returning s.run_key, r.id as run_id, s.config, s.status, due.owner_id as previous_owner, r.descriptor->'session'->>'sessionId' as session_id`
     for (const source of claimed) {
-      if (readers.has(source.run_key)) continue
       const aborter = new AbortController()
       const done = follow(source, aborter.signal).finally(() => readers.delete(source.run_key))
       readers.set(source.run_key, { aborter, done })
@@ -171,6 +172,8 @@ export function createAttach(deps: AttachDeps): Attach {
         const row = await current(source.run_key)
         if (!row || row.owner_id !== ownerId) return
         if (isTerminal(row.run_status)) return await finish(source, 'ended', null)
+        // Whatever another version has left here.
+        if (typeof source.config?.url !== 'string') return await fail(source, 'The source is stored without a URL.', row.cursor)
         if (!binding && (await tellBinding(source, row.cursor)) === 'over') continue
         binding = true
         const end = await readSource(reader, {
