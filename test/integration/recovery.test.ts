@@ -1,0 +1,91 @@
+/** Runs that are stuck on their way are failed after their time, by however many instances; and workers are told of cancellations. */
+import t from 'tap'
+import { createRecovery, type Recovery } from '../../src/runs/recovery.js'
+import { testDatabase } from '../support/database.js'
+import { eventually } from '../support/http.js'
+import { attachedInstance, attachedRuns, COMPLETED, sourceServer, sse } from '../support/source-server.js'
+
+t.test('runs that are stuck', async (t) => {
+  const database = await testDatabase(t)
+  const { sql } = database
+  const runs = attachedRuns(database)
+  const instance = attachedInstance(t, database)
+  const warnings: object[] = []
+  const recovery = (env: { RUN_RECOVERY_ENABLED?: boolean } = {}): Recovery => {
+    const one = createRecovery({
+      sql,
+      log: instance.log,
+      config: { RUN_RECOVERY_ENABLED: true, RECOVERY_INTERVAL_MS: 50, STARTING_TIMEOUT_MS: 60_000, BINDING_TIMEOUT_MS: 60_000, ...env },
+      logger: { warn: (details) => warnings.push(details) },
+    })
+    t.teardown(() => one.close())
+    one.start()
+    return one
+  }
+  const age = (id: string, ms: number) => sql`update runs set updated_at = clock_timestamp() - ${ms} * interval '1 ms' where id = ${id}`
+  const control = async (id: string, type: string, data: Record<string, unknown> = {}) =>
+    instance.log.append({ runKey: (await runs.run(id)).key, receivedAt: new Date().toISOString(), items: [], decide: () => [{ type, data }] })
+
+  await t.test('in binding are failed with what their source said, once, by several instances', async (t) => {
+    const source = await sourceServer(t, (_request, response) => response.writeHead(503).end())
+    await instance.create({ id: 'binding', source: { url: source.url } })
+    await instance.create({ id: 'patient', source: { url: source.url } })
+    for (const id of ['binding', 'patient']) await runs.status(id, 'binding_session')
+    await eventually('a failure', async () => ((await runs.source('binding')).error !== null ? true : undefined))
+    await age('binding', 61_000)
+    await age('patient', 30_000)
+    const several = [recovery(), recovery(), recovery()]
+    t.match(await runs.ended('binding'), { status: 'failed', error: { code: 'BINDING_TIMEOUT', message: /within 60000 ms.*503/ } })
+    t.equal((await runs.types('binding')).filter((type) => type === 'run.failed').length, 1)
+    t.equal((await runs.run('patient')).status, 'binding_session')
+    source.answer = (_request, response) => sse(response).end(COMPLETED)
+    t.equal((await runs.ended('patient')).status, 'completed', 'one that gets there is left alone')
+    for (const one of several) await one.close()
+  })
+
+  await t.test('in starting are failed unless somebody holds them', async (t) => {
+    for (const id of ['held', 'free']) await instance.create({ id, queue: 'q' })
+    const leaseExpiresAt = new Date(Date.now() + 600_000).toISOString()
+    await control('held', 'run.claimed', { workerId: 'w', leaseExpiresAt })
+    await control('free', 'run.claimed', { workerId: 'w' })
+    for (const id of ['held', 'free']) await age(id, 61_000)
+    const one = recovery()
+    await runs.status('free', 'failed')
+    t.match(await runs.run('free'), { error: { code: 'STARTING_TIMEOUT' } })
+    t.equal((await runs.run('held')).status, 'starting')
+    await one.close()
+  })
+
+  await t.test('and that cannot be failed hold up no other', async (t) => {
+    for (const id of ['bad', 'good-1', 'good-2']) {
+      await instance.create({ id, queue: 'q' })
+      await control(id, 'run.claimed', { workerId: 'w' })
+    }
+    // A log with a hole cannot be folded.
+    const another = attachedInstance(t, database)
+    await sql`update run_events_canonical set event = '[]'::json where run_key = ${(await runs.run('bad')).key}`
+    await sql`delete from run_projections`
+    for (const id of ['bad', 'good-1', 'good-2']) await age(id, 61_000)
+    const one = createRecovery({
+      sql,
+      log: another.log,
+      config: { RUN_RECOVERY_ENABLED: true, RECOVERY_INTERVAL_MS: 50, STARTING_TIMEOUT_MS: 60_000, BINDING_TIMEOUT_MS: 60_000 },
+      logger: { warn: (details) => warnings.push(details) },
+    })
+    t.teardown(() => one.close())
+    one.start()
+    await runs.status('good-1', 'failed')
+    await runs.status('good-2', 'failed')
+    await eventually('the other is told of', () => (warnings.length > 0 ? true : undefined))
+    t.equal((await runs.run('bad')).status, 'starting')
+    await one.close()
+  })
+
+  await t.test('are left alone where recovery is off', async (t) => {
+    await instance.create({ id: 'off', queue: 'q' })
+    await control('off', 'run.claimed', { workerId: 'w' })
+    await age('off', 61_000)
+    await recovery({ RUN_RECOVERY_ENABLED: false }).close()
+    t.equal((await runs.run('off')).status, 'starting')
+  })
+})
