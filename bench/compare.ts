@@ -45,8 +45,12 @@ function random(seed: number): () => number {
 
 function plan(events: number, tag: string, shares: { changed: number; removed: number; added: number }): Planned[] {
   const next = random(7)
+  let wasEdited = false
   return Array.from({ length: events }, (_, n) => n).flatMap((n): Planned[] => {
-    const at = next()
+    const drawn = next()
+    // Where one of two neighbours is not there and the other says something else, nobody can tell which is which.
+    const at = wasEdited ? 1 : drawn
+    wasEdited = at < shares.changed + shares.removed + shares.added
     if (at < shares.changed) return [{ text: eventOf(n, 'edited '), origin: n, edited: true }]
     if (at < shares.changed + shares.removed) return []
     const kept = { text: eventOf(n, tag), origin: n }

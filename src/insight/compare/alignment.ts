@@ -88,8 +88,8 @@ async function alignOrdered(left: Digests, right: Digests, pauses: Pauses): Prom
   findMovedApart(open)
   for (const gap of open) await cut(gap, shapes, 'shape')
   const isChanged = (leftIndex: number, rightIndex: number) => contents.left[leftIndex] !== contents.right[rightIndex]
-  slideToMiddle(shapes.left, toRight, toLeft, isChanged)
-  slideToMiddle(shapes.right, toLeft, toRight, (rightIndex, leftIndex) => isChanged(leftIndex, rightIndex))
+  slideToMiddle(shapes.left, toRight, toLeft, movedTo, isChanged)
+  slideToMiddle(shapes.right, toLeft, toRight, movedFrom, (rightIndex, leftIndex) => isChanged(leftIndex, rightIndex))
   findMoved()
   return { toRight, toLeft, movedTo, movedFrom, approximate }
 
@@ -321,8 +321,17 @@ function slideTogether(tokens: Int32Array, toOther: Int32Array, toThis: Int32Arr
 }
 
 /** Where nothing tells which of several like events is missing, it is the middle one: the others are then off by the least. */
-function slideToMiddle(tokens: Int32Array, toOther: Int32Array, toThis: Int32Array, isChanged: (index: number, other: number) => boolean): void {
-  slide(tokens, toOther, toThis, (up, down) => Math.trunc((down - up) / 2), isChanged)
+function slideToMiddle(
+  tokens: Int32Array,
+  toOther: Int32Array,
+  toThis: Int32Array,
+  moved: Int32Array,
+  isChanged: (index: number, other: number) => boolean,
+): void {
+  const middle = (up: number, down: number, from: number, to: number) =>
+    // What has moved has its place.
+    moved.subarray(from, to).some((there) => there !== NONE) ? 0 : Math.trunc((down - up) / 2)
+  slide(tokens, toOther, toThis, middle, isChanged)
 }
 
 /** Indexes of events whose token is on the other side too. */
