@@ -35,7 +35,7 @@ export function fetchAll(port: number, path: string, stopAfter = Number.POSITIVE
         buffer: shared,
         callback: (size) => {
           bytes += size
-          tail = shared.toString('latin1', Math.max(0, size - 400), size)
+          tail = (tail + shared.toString('latin1', Math.max(0, size - 400), size)).slice(-400)
           if (bytes < stopAfter) return true
           resolve({ bytes, tail, close: () => socket.destroy() })
           return false
@@ -78,9 +78,12 @@ async function peakOf(context: Context, id: string, path: string, work: (service
       await delay(10)
     }
   })()
-  await work(service)
-  isDone = true
-  await watch
+  try {
+    await work(service)
+  } finally {
+    isDone = true
+    await watch
+  }
   await service.stop()
   return (peak - rss) / MIB
 }
@@ -96,7 +99,8 @@ async function seeded(sql: Sql, from: string, id: string, events: number): Promi
   const [source] = await sql<{ key: string; last_seq: string; last_raw_seq: string }[]>`select key, last_seq, last_raw_seq from runs where id = ${from}`
   if (!source) throw new Error('there is nothing to copy')
   const step = Number(source.last_seq)
-  for (let offset = 0; offset < events; offset += step) {
+  let rawOffset = 0
+  for (let offset = 0; offset < events; offset += step, rawOffset += Number(source.last_raw_seq)) {
     await sql`
       insert into run_events_canonical (run_key, seq, ts, type, subject, event, shape, content)
       select ${key}, seq + ${offset}::bigint, ts, type, subject,
@@ -104,14 +108,9 @@ async function seeded(sql: Sql, from: string, id: string, events: number): Promi
       from run_events_canonical where run_key = ${source.key} and seq + ${offset}::bigint <= ${events}`
     await sql`
       insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
-      select ${key}, raw_seq + ${offset}::bigint, received_at, first_seq + ${offset}::bigint, seq_count, format, raw_type, source, null, body
-      from run_events_raw where run_key = ${source.key} and raw_seq + ${offset}::bigint <= ${events}`
+      select ${key}, raw_seq + ${rawOffset}::bigint, received_at, first_seq + ${offset}::bigint, seq_count, format, raw_type, source, null, body
+      from run_events_raw where run_key = ${source.key} and first_seq + ${offset}::bigint <= ${events}`
   }
-  // Each copy of the source lacks one raw event, that of run.created: numbers are without holes.
-  await sql`
-    update run_events_raw r set raw_seq = n.place from (
-      select raw_seq, row_number() over (order by raw_seq) as place from run_events_raw where run_key = ${key}
-    ) n where r.run_key = ${key} and r.raw_seq = n.raw_seq and n.place <> n.raw_seq`
   await sql`
     insert into runs (key, workspace_id, id, status, last_seq, last_raw_seq, created_at, updated_at)
     select ${key}, workspace_id, ${id}, status, ${events}, (select max(raw_seq) from run_events_raw where run_key = ${key}), created_at, updated_at
