@@ -71,13 +71,13 @@ export function createAudit({ sql }: { sql: Sql }): Audit {
     await sql`
       insert into audit_log (id, workspace_id, actor, actor_key_id, action, target_kind, target_id, request_id, outcome, detail)
       select id, "workspaceId", actor, "actorKeyId", action, "targetKind", "targetId", "requestId", outcome, detail
-      from json_to_recordset(${JSON.stringify(rows)}::text::json) as r(id uuid, "workspaceId" uuid, actor text, "actorKeyId" text, action text,
+      from json_to_recordset(${jsonOf(rows)}::text::json) as r(id uuid, "workspaceId" uuid, actor text, "actorKeyId" text, action text,
         "targetKind" text, "targetId" text, "requestId" text, outcome text, detail json)`
   })
   const update = gathering<End>(async (ends) => {
     await sql`
       update audit_log a set outcome = e.outcome, detail = e.detail, target_id = coalesce(e."targetId", a.target_id)
-      from json_to_recordset(${JSON.stringify(ends)}::text::json) as e(id uuid, outcome text, "targetId" text, detail json) where a.id = e.id`
+      from json_to_recordset(${jsonOf(ends)}::text::json) as e(id uuid, outcome text, "targetId" text, detail json) where a.id = e.id`
   })
 
   return {
@@ -124,6 +124,11 @@ export function createAudit({ sql }: { sql: Sql }): Audit {
       return rows.length > limit && last ? { data, nextCursor: last.id } : { data }
     },
   }
+}
+
+/** The database holds neither NUL nor lone surrogates, which are what JSON.stringify escapes so. */
+function jsonOf(rows: readonly object[]): string {
+  return JSON.stringify(rows).replace(/\\u(?:0000|d[89a-f][0-9a-f]{2})/g, '\\ufffd')
 }
 
 /** What comes while one is being written goes together with the next. */

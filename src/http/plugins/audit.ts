@@ -20,6 +20,13 @@ declare module 'fastify' {
 
 /** Operations of agents and workers: what they do is in the log of the run, and there are many. */
 const NO_COMMANDS = new Set(['postEvents', 'claimRun', 'heartbeatRun', 'releaseRun', 'postArtifact', 'uploadArtifact', 'createArtifact'])
+/** Operations whose name does not say what they are done to. */
+const NAMED: Record<string, { action: string; targetKind: string }> = {
+  rebuildProjection: { action: 'run.rebuild', targetKind: 'run' },
+  rotateWebhookSecret: { action: 'webhook.rotate', targetKind: 'webhook' },
+  resendDeadDeliveries: { action: 'webhook.resend', targetKind: 'webhook' },
+  exportRuns: { action: 'export.create', targetKind: 'export' },
+}
 /** The first event of a run says that it was created: its line need not be there before. */
 const AFTERWARDS = new Set(['run.create'])
 /** What of a body is told. Never what may hold a secret: no URLs, no headers, no content. */
@@ -44,8 +51,10 @@ const TOLD = [
 const MAX_TEXT = 500
 const MAX_TOLD_IDS = 100
 
-/** `cancelRun` -> run.cancel; `cancelRuns` -> runs.cancel; `rotateWebhookSecret` -> webhook-secret.rotate */
+/** `cancelRun` -> run.cancel; `cancelRuns` -> runs.cancel */
 export function actionOf(operationId: string): { action: string; targetKind: string } {
+  const named = NAMED[operationId]
+  if (named) return named
   const [verb = operationId, ...nouns] = operationId.split(/(?=[A-Z])/).map((word) => word.toLowerCase())
   const noun = nouns.join('-') || 'service'
   return { action: `${noun}.${verb}`, targetKind: noun }
@@ -131,7 +140,7 @@ function entryOf(request: FastifyRequest, { action, targetKind }: { action: stri
     actorKeyId: access?.keyId,
     action,
     targetKind,
-    targetId: textAt(params, 'id') ?? textAt(params, 'name') ?? textAt(params, 'queue'),
+    targetId: textAt(params, `${targetKind}Id`) ?? textAt(params, 'id') ?? textAt(params, 'name') ?? textAt(params, 'queue'),
     requestId: request.id,
     detail: told(request.body),
   }
@@ -162,10 +171,17 @@ function told(body: unknown): Record<string, unknown> {
   return detail
 }
 
-/** A text is cut, and so is what is larger than one as JSON; the database holds neither NUL nor half a character. */
+/** A text is cut, and so is what is larger than one as JSON. */
 function clipped(value: unknown): unknown {
-  const text = typeof value === 'string' ? value : JSON.stringify(value)
-  const isShort = text.length <= MAX_TEXT
-  const clean = (isShort ? text : `${text.slice(0, MAX_TEXT)}…`).replaceAll('\0', '\ufffd').toWellFormed()
-  return typeof value === 'string' || !isShort ? clean : value
+  const text = typeof value === 'string' ? value : textOf(value)
+  return text.length <= MAX_TEXT ? value : `${text.slice(0, MAX_TEXT)}…`
+}
+
+function textOf(value: unknown): string {
+  try {
+    return JSON.stringify(value)
+  } catch {
+    // It nests too deep to be written.
+    return ' '.repeat(MAX_TEXT + 1)
+  }
 }

@@ -32,7 +32,7 @@ export const commandsRoutes: FastifyPluginAsyncTypebox<CommandsRoutesDeps> = asy
     request.body ??= {}
   })
 
-  const because = (body: Reasons, request: FastifyRequest): Reasons => ({ reason: body.reason, by: body.by ?? request.access.keyName })
+  const because = (body: Reasons, request: FastifyRequest): Reasons => ({ reason: storable(body.reason), by: storable(body.by) ?? request.access.keyName })
   const told = (request: FastifyRequest, runId: string) => getRun(sql, request.access.workspaceId, runId)
 
   async function made(request: FastifyRequest, reply: FastifyReply, { runId, created }: { runId: string; created: boolean }) {
@@ -213,3 +213,6 @@ export const commandsRoutes: FastifyPluginAsyncTypebox<CommandsRoutesDeps> = asy
   app.post('/runs/batch/archive', batchOf('archive', 'Archive many runs', Batch), async (request) => batch(request, request.body, 'archive'))
   app.post('/runs/batch/delete', batchOf('delete', 'Delete many runs for good', Batch), async (request) => batch(request, request.body, 'delete'))
 }
+
+/** NUL and lone surrogates are nothing that the database holds. */
+const storable = (text: string | undefined) => text?.replaceAll('\0', '\ufffd').toWellFormed()

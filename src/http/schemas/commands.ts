@@ -2,7 +2,7 @@
 import { type Static, Type } from '@sinclair/typebox'
 import { RUN_ID_PATTERN } from '../../domain/ids.js'
 import { RUN_STATUSES } from '../../domain/run.js'
-import { CreateRun, Tags } from '../../domain/run-request.js'
+import { CreateRun } from '../../domain/run-request.js'
 import { ERROR_CATALOGUE, type ErrorCode } from '../../errors.js'
 import { MAX_BATCH_RUNS } from '../../runs/batch.js'
 
@@ -29,16 +29,19 @@ export const Retry = Type.Object(
 
 export const CloneRun = Type.Object({ ...CreateRun.properties }, { ...closed, $id: 'CloneRun', description: 'What of the clone is not the original’s' })
 
+/** The database holds no NUL. */
+const part = (maxLength: number) => Type.Optional(Type.String({ maxLength, pattern: '^[^\\u0000]*$' }))
+
 export const filter = Type.Object(
   {
     status: Type.Optional(Type.Array(Type.Union(RUN_STATUSES.map((status) => Type.Literal(status))), { minItems: 1, maxItems: RUN_STATUSES.length })),
-    kind: Type.Optional(Type.String({ maxLength: 256 })),
-    queue: Type.Optional(Type.String({ maxLength: 256 })),
-    tags: Type.Optional(Tags),
+    kind: part(256),
+    queue: part(256),
+    tags: Type.Optional(Type.Array(Type.String({ minLength: 1, maxLength: 128, pattern: '^[^\\u0000]*$' }), { maxItems: 100 })),
     createdAfter: Type.Optional(Type.String({ format: 'date-time' })),
     createdBefore: Type.Optional(Type.String({ format: 'date-time' })),
-    search: Type.Optional(Type.String({ maxLength: 256 })),
-    parentRunId: Type.Optional(Type.String({ maxLength: 128 })),
+    search: part(256),
+    parentRunId: part(128),
     includeArchived: Type.Optional(Type.Boolean()),
   },
   { ...closed, minProperties: 1, description: 'as GET /runs filters; without status those that the command works on' },
