@@ -15,6 +15,8 @@ const TAGS = [
   { name: 'tail', description: 'Tail a run' },
   { name: 'insight', description: 'Take runs away and bring them back, compare them, replay them, their numbers' },
   { name: 'webhooks', description: 'Send events to where they are wanted' },
+  { name: 'queue', description: 'Runs that wait, and the workers that claim them' },
+  { name: 'control', description: 'Commands on runs' },
   { name: 'access', description: 'API keys' },
   { name: 'operation', description: 'Health, metrics and this document' },
 ]
