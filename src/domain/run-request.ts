@@ -112,8 +112,9 @@ export function planOfDescriptor(descriptor: RunDescriptor): RunPlan {
 const MAX_GROUP = 256
 
 /** By what the overview groups and filters runs: members of the metadata that macp-control-plane names so. */
-export function groupingOf(metadata: Readonly<Record<string, unknown>> = {}): { scenario: string | null; environment: string | null } {
+export function groupingOf(metadata: unknown): { scenario: string | null; environment: string | null } {
   // A column takes no NUL and no lone surrogate.
   const name = (value: unknown) => (typeof value === 'string' && value !== '' ? value.slice(0, MAX_GROUP).replaceAll('\0', '\uFFFD').toWellFormed() : null)
-  return { scenario: name(metadata.sourceRef) ?? name(metadata.scenarioRef), environment: name(metadata.environment) }
+  const { sourceRef, scenarioRef, environment }: Readonly<Record<string, unknown>> = typeof metadata === 'object' && metadata !== null ? { ...metadata } : {}
+  return { scenario: name(sourceRef) ?? name(scenarioRef), environment: name(environment) }
 }

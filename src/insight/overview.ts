@@ -6,7 +6,7 @@
  * of the runs that were created in the window or up to a day before it.
  */
 import { type Static, type TSchema, Type } from '@sinclair/typebox'
-import type { Sql } from '../db/client.js'
+import type { Queries, Sql } from '../db/client.js'
 import { RUN_STATUSES, type RunStatus } from '../domain/run.js'
 import { toUtc } from '../domain/time.js'
 import { RunplaneError } from '../errors.js'
@@ -162,21 +162,33 @@ export function createOverview({ sql, prices, now = Date.now }: { sql: Sql; pric
     ${scenarioRef === undefined ? sql`` : sql`and scenario ilike ${`%${scenarioRef.replace(/[\\%_]/g, '\\$&')}%`}`}
     ${environment === undefined ? sql`` : sql`and environment = ${environment}`}`
 
+  /**
+   * With memory for 100,000 runs instead of files, and neither compiled nor spread over the cores: compiling takes longer than the query, and the
+   * cores are the writers'. Measured with 100,000 runs in the window: 0.6 s of CPU, and 1.5 s without this.
+   */
+  const analyzing = <T>(work: (tx: Queries) => Promise<T>): Promise<T> =>
+    sql.begin('read only', async (tx) => {
+      await tx.unsafe(`set local work_mem = '32MB'; set local jit = off; set local max_parallel_workers_per_gather = 0`)
+      return work(tx)
+    }) as Promise<T>
+
   return {
     /** @throws VALIDATION_ERROR for a range that is none. */
     async overview(workspaceId: string, query: OverviewQuery): Promise<Overview> {
       const range = rangeOf(query, now())
       const { fromS, toS, startS, sizeS, buckets } = range
-      const bucket = (column: string) => sql`floor((extract(epoch from ${sql(column)}) - ${startS}) / ${sizeS})::int`
+      // `extract` counts in numeric: twice as slow.
+      const bucket = (column: string) => sql`floor((date_part('epoch', ${sql(column)}) - ${startS}::float8) / ${sizeS}::float8)::int`
       const time = (seconds: number) => sql`to_timestamp(${seconds}::float8)`
       const utc = (column: string) => sql`to_char(${sql(column)} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`
-      const [row] = await sql<{ found: Found }[]>`
+      const [row] = await analyzing(
+        (tx) => tx<{ found: Found }[]>`
         with runs_ as materialized (
           select status, created_at, ended_at, created_at >= ${time(fromS)} as inside, ${bucket('created_at')} as b,
             case when status = 'completed' and ended_at >= ${time(fromS)} and ended_at < ${time(toS)} then ${bucket('ended_at')} end as ended_b,
-            greatest(0, extract(epoch from ended_at - started_at)::float8 * 1000) as duration,
+            greatest(0, date_part('epoch', ended_at - started_at) * 1000) as duration,
             signals, decisions, coalesce(decision_outcome, 0) as outcome, error_count, llm_calls, tool_calls, input_tokens, output_tokens, cost_usd,
-            case when cost_usd = 0 then model_usage end as models, case when status = 'failed' then error end as error, coalesce(scenario, kind) as scenario
+            case when status = 'failed' then error end as error, coalesce(scenario, kind) as scenario
           from runs where workspace_id = ${workspaceId} and created_at >= ${time(fromS - LOOK_BACK_S)} and created_at < ${time(toS)} ${filters(query)}
         ), created as (
           select b, count(*) as runs,
@@ -192,11 +204,13 @@ export function createOverview({ sql, prices, now = Date.now }: { sql: Sql; pric
             percentile_cont(array[0.5, 0.95, 0.99]) within group (order by duration) as quantiles
           from runs_ where ended_b is not null group by grouping sets ((ended_b), ())
         ), models as (
-          select b, m.model, sum(m."inputTokens") as "inputTokens", sum(m."outputTokens") as "outputTokens",
+          select ${bucket('created_at')} as b, m.model, sum(m."inputTokens") as "inputTokens", sum(m."outputTokens") as "outputTokens",
             sum(coalesce(m."cacheReadTokens", 0)) as "cacheReadTokens", sum(coalesce(m."cacheWriteTokens", 0)) as "cacheWriteTokens"
-          from runs_ cross join lateral json_to_recordset(case when json_typeof(models) = 'array' then models else '[]' end)
+          from runs cross join lateral json_to_recordset(model_usage)
             as m(model text, "inputTokens" float8, "outputTokens" float8, "cacheReadTokens" float8, "cacheWriteTokens" float8)
-          where inside and models is not null group by b, m.model
+          where workspace_id = ${workspaceId} and created_at >= ${time(fromS)} and created_at < ${time(toS)} and cost_usd = 0 and model_usage is not null
+            ${filters(query)}
+          group by 1, 2
         ), errors as (
           select coalesce(error->>'code', 'UNKNOWN') as label, count(*) as count from runs_ where inside and status = 'failed' group by 1 order by 2 desc, 1 limit ${TOP}
         ), scenarios as (
@@ -207,7 +221,8 @@ export function createOverview({ sql, prices, now = Date.now }: { sql: Sql; pric
         )
         select json_build_object('created', (select json_agg(created) from created), 'ended', (select json_agg(ended) from ended),
           'models', (select json_agg(models) from models), 'errors', (select json_agg(errors) from errors),
-          'scenarios', (select json_agg(scenarios) from scenarios), 'recent', (select json_agg(recent) from recent)) as found`
+          'scenarios', (select json_agg(scenarios) from scenarios), 'recent', (select json_agg(recent) from recent)) as found`,
+      )
       if (!row) throw new Error('an aggregate has one row')
       const { created, ended, models, errors, scenarios, recent } = row.found
       const labels = Array.from({ length: buckets }, (_, index) => new Date((startS + index * sizeS) * 1000).toISOString())
@@ -253,13 +268,15 @@ export function createOverview({ sql, prices, now = Date.now }: { sql: Sql; pric
     /** What each participant told in the runs of the window, the most runs first. */
     async agents(workspaceId: string, query: OverviewQuery, limit: number): Promise<AgentMetrics[]> {
       const { fromS, toS } = rangeOf({ ...query, window: query.window ?? '30d' }, now())
-      return sql<AgentMetrics[]>`
+      return analyzing(
+        (tx) => tx<AgentMetrics[]>`
         select a.id as "participantId", count(*) as runs, sum(a.messages)::float8 as messages, sum(a.signals)::float8 as signals,
           coalesce(round((sum(a.confidence) / nullif(sum(a.confidences), 0))::numeric, 6), 0)::float8 as "averageConfidence"
         from runs cross join lateral json_to_recordset(agents) as a(id text, messages int, signals int, confidences int, confidence float8)
         where workspace_id = ${workspaceId} and created_at >= to_timestamp(${fromS}::float8) and created_at < to_timestamp(${toS}::float8)
           and agents is not null ${filters(query)}
-        group by a.id order by 2 desc, 3 desc, 1 limit ${limit}`
+        group by a.id order by 2 desc, 3 desc, 1 limit ${limit}`,
+      )
     },
   }
 

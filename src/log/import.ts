@@ -122,15 +122,17 @@ export async function beginImport(sql: Sql, workspaceId: string, runId: string):
         const made = await tx`
           insert into runs (key, workspace_id, id, name, kind, priority, max_attempts, parent_run_id, input, metadata, tags, descriptor, status, progress, attempt,
             error, last_seq, last_raw_seq, first_raw_seq, created_at, updated_at, started_at, ended_at, archived_at,
-            input_tokens, output_tokens, cost_usd, llm_calls, tool_calls, error_count, model_usage)
+            input_tokens, output_tokens, cost_usd, llm_calls, tool_calls, error_count, model_usage, signals, decisions, decision_outcome, agents,
+            scenario, environment)
           select key, workspace_id, id, name, kind, priority, max_attempts, parent_run_id, input::json, metadata::json, tags, descriptor::json, status, progress, attempt,
             error::json, last_seq, last_raw_seq, first_raw_seq, created_at, updated_at, started_at, ended_at, archived_at,
             least((usage->>'inputTokens')::numeric, 9007199254740991)::bigint, least((usage->>'outputTokens')::numeric, 9007199254740991)::bigint,
-            (usage->>'costUsd')::float8, (usage->>'llmCalls')::int, (usage->>'toolCalls')::int, (usage->>'errorCount')::int, usage->'models'
+            (usage->>'costUsd')::float8, (usage->>'llmCalls')::int, (usage->>'toolCalls')::int, (usage->>'errorCount')::int, (usage->>'models')::json,
+            (usage->>'signals')::int, (usage->>'decisions')::int, (usage->>'outcome')::smallint, (usage->>'agents')::json, scenario, environment
           from json_to_record(${JSON.stringify(row)}::text::json) as r(key uuid, workspace_id uuid, id text, name text, kind text, priority int, max_attempts int,
             parent_run_id text, input text, metadata text, tags text[], descriptor text, status text, progress int, attempt int, error text, last_seq bigint,
             last_raw_seq bigint, first_raw_seq bigint, created_at timestamptz, updated_at timestamptz, started_at timestamptz, ended_at timestamptz,
-            archived_at timestamptz, usage json)
+            archived_at timestamptz, usage json, scenario text, environment text)
           on conflict (workspace_id, id) do nothing`
         if (made.count === 0) return false
         await tx`
