@@ -6,6 +6,7 @@ import type { Sql } from '../db/client.js'
 import type { CanonicalEvent } from '../domain/canonical-event.js'
 import { digestsOf } from '../domain/digest.js'
 import { uuidv7 } from '../domain/ids.js'
+import { groupingOf } from '../domain/run-request.js'
 import { encodeState, type FoldState, PROJECTION_SCHEMA_VERSION, summary } from '../projections/fold.js'
 import { usageOf } from '../projections/usage.js'
 
@@ -116,6 +117,7 @@ export async function beginImport(sql: Sql, workspaceId: string, runId: string):
         started_at: startedAt ?? null,
         ended_at: endedAt ?? null,
         usage: usageOf(state.folds),
+        ...groupingOf(run.metadata === null ? undefined : JSON.parse(run.metadata)),
       }
       return sql.begin(async (tx) => {
         // Neither a place in a queue nor a holder: the run is a copy, and its work is done elsewhere.
