@@ -135,24 +135,33 @@ export function createOutbox({ sql, lockMs, retryForMs }: { sql: Sql; lockMs: nu
      * Nothing happens where the claim was lost meanwhile.
      */
     async end(claimed: Claimed, status: 'delivered' | 'dead', attempt: Attempt, goOn: boolean): Promise<Claimed | undefined> {
-      return sql.begin(async (tx) => {
-        const { count } = await tx`
-          update webhook_deliveries set status = ${status}, attempts = attempts + ${attempt.made ? 1 : 0},
-            last_status = ${attempt.lastStatus}, last_error = ${attempt.lastError}, last_answer = ${attempt.lastAnswer},
-            locked_until = null, ended_at = clock_timestamp()
-          where id = ${claimed.id} and status = 'pending' and locked_until = ${claimed.token}::text::timestamptz`
-        if (count === 0) return undefined
-        const [row] = await tx<ClaimedRow[]>`
-          with head as (
-            select id from webhook_deliveries where endpoint_id = ${claimed.endpointId} and run_key = ${claimed.runKey} and status = 'pending'
-            order by seq limit 1 for update
-          ), next as (
-            update webhook_deliveries d set ${goOn ? tx`locked_until = t.until, next_at = t.until` : tx`next_at = least(d.next_at, t.now)`}
-            from head, (select clock_timestamp() as now, clock_timestamp() + ${ms(lockMs)} as until) t
-            where d.id = head.id and d.status = 'pending' and (d.locked_until is null or d.locked_until <= t.now) returning d.*
-          ) select ${returned(tx)} from next d ${goOn ? content(tx, 'd.run_key', 'd.seq') : tx`cross join (select null as event, null as ts) e`}`
+      const tx = await sql.reserve()
+      try {
+        // One round trip. Where the connection is lost in the middle, the second finds that the first was of another transaction.
+        const [, ended, next, stored] = await Promise.allSettled([
+          tx`begin`.execute(),
+          tx`
+            update webhook_deliveries set status = ${status}, attempts = attempts + ${attempt.made ? 1 : 0}, last_status = ${attempt.lastStatus},
+              last_error = ${attempt.lastError}, last_answer = ${attempt.lastAnswer}, locked_until = null, ended_at = now()
+            where id = ${claimed.id} and status = 'pending' and locked_until = ${claimed.token}::text::timestamptz`.execute(),
+          tx<ClaimedRow[]>`
+            with head as (
+              select id from webhook_deliveries where endpoint_id = ${claimed.endpointId} and run_key = ${claimed.runKey} and status = 'pending'
+                and seq > ${claimed.seq} and exists (select from webhook_deliveries where id = ${claimed.id} and status = ${status} and ended_at = now())
+              order by seq limit 1 for update
+            ), next as (
+              update webhook_deliveries d set ${goOn ? tx`locked_until = t.until, next_at = t.until` : tx`next_at = least(d.next_at, t.now)`}
+              from head, (select clock_timestamp() as now, clock_timestamp() + ${ms(lockMs)} as until) t
+              where d.id = head.id and d.status = 'pending' and (d.locked_until is null or d.locked_until <= t.now) returning d.*
+            ) select ${returned(tx)} from next d ${goOn ? content(tx, 'd.run_key', 'd.seq') : tx`cross join (select null as event, null as ts) e`}`.execute(),
+          tx`commit`.execute(),
+        ])
+        for (const one of [ended, next, stored]) if (one.status === 'rejected') throw one.reason
+        const [row] = next.status === 'fulfilled' ? next.value : []
         return goOn && row ? toClaimed(row) : undefined
-      })
+      } finally {
+        tx.release()
+      }
     },
 
     /** Puts a claimed delivery off. What is behind it waits as well. */
