@@ -9,7 +9,7 @@
  * The file appears in the store when it is whole. Which runs are in it is settled by their age when the job was made; each is as of the moment when its turn comes.
  */
 import { createHmac, timingSafeEqual } from 'node:crypto'
-import { Readable } from 'node:stream'
+import { PassThrough, Readable } from 'node:stream'
 import { ZipFile } from 'yazl'
 import type { Config } from '../config.js'
 import type { Sql } from '../db/client.js'
@@ -102,6 +102,7 @@ export function createExportJobs(deps: ExportJobsDeps): ExportJobs {
   const { sql, blobs, exporter, secret, config, log, lookMs = LOOK_MS, leaseMs = LEASE_MS } = deps
   const ownerId = uuidv7()
   let working: Promise<void> | undefined
+  let making: AbortController | undefined
   let closed = false
   let lastSweep = 0
   let timer: NodeJS.Timeout | undefined
@@ -116,7 +117,11 @@ export function createExportJobs(deps: ExportJobsDeps): ExportJobs {
   }
 
   async function round(): Promise<void> {
-    for (let job = await claim(); job && !closed; job = await claim()) await make(job)
+    while (!closed) {
+      const job = await claim()
+      if (!job) break
+      await make(job)
+    }
     if (closed || Date.now() - lastSweep < SWEEP_MS) return
     lastSweep = Date.now()
     await expire()
@@ -135,6 +140,8 @@ export function createExportJobs(deps: ExportJobsDeps): ExportJobs {
 
   async function make(job: JobRow): Promise<void> {
     const abort = new AbortController()
+    making = abort
+    if (closed) abort.abort(new GivenUp())
     let runsDone = 0
     const renew = async () => {
       const { count } = await sql`
@@ -144,9 +151,8 @@ export function createExportJobs(deps: ExportJobsDeps): ExportJobs {
     }
     const renewal = setInterval(
       () => {
-        if (closed) abort.abort(new GivenUp())
-        // A database that is away for longer than the lease ends it all the same.
-        else renew().catch((error: unknown) => log.warn({ err: error, exportId: job.id }, 'the lease of an export could not be renewed'))
+        // A database that is away for longer than the lease gives the job to another all the same.
+        renew().catch((error: unknown) => log.warn({ err: error, exportId: job.id }, 'the lease of an export could not be renewed'))
       },
       Math.min(PROGRESS_MS, leaseMs / 3),
     )
@@ -177,16 +183,18 @@ export function createExportJobs(deps: ExportJobsDeps): ExportJobs {
         where id = ${job.id} and owner_id = ${ownerId}`
     } finally {
       clearInterval(renewal)
+      making = undefined
     }
   }
 
   /** The bytes of the zip, made while they are read. */
   function archive({ workspace_id: workspaceId, request, created_at: createdAt }: JobRow, signal: AbortSignal, onDone: () => void): Readable {
     const zip = new ZipFile()
-    const out = Readable.from(zip.outputStream, { objectMode: false })
+    const out = zip.outputStream.pipe(new PassThrough())
     let current: Readable | undefined
     // Nobody reads on: what is being written must not wait for ever.
     out.once('close', () => current?.destroy())
+    signal.addEventListener('abort', () => out.destroy(signal.reason))
     const selection = selectionOf(request, createdAt)
 
     function add(path: string, content: AsyncIterable<Buffer | string>, compress: boolean): Promise<void> {
@@ -296,6 +304,7 @@ export function createExportJobs(deps: ExportJobsDeps): ExportJobs {
     async close() {
       closed = true
       clearInterval(timer)
+      making?.abort(new GivenUp())
       await working
     },
   }
