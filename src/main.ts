@@ -22,14 +22,21 @@ async function start(): Promise<void> {
     const keys = createKeys(database, { adminApiKey: config.ADMIN_API_KEY })
     assertExposable(config, await keys.exist())
     const app = await buildApp({ config, database, logger, keys })
-    closeWithGrace({ delay: config.SHUTDOWN_GRACE_MS, logger: false }, async ({ err, signal }) => {
+    const grace = closeWithGrace({ delay: config.SHUTDOWN_GRACE_MS, logger: false }, async ({ err, signal }) => {
       if (err) logger.fatal({ err }, 'an error that nobody caught: shutting down')
       else logger.info({ signal }, 'shutting down')
       await app.close()
       await database.close()
     })
     const listenTextResolver = (url: string) => `Runplane ${VERSION} is ready at ${url} on ${database.describe}`
-    await app.listen({ port: config.PORT, host: config.HOST, listenTextResolver })
+    try {
+      await app.listen({ port: config.PORT, host: config.HOST, listenTextResolver })
+    } catch (error) {
+      // What runs in the background would keep the process, without its database; and an end without a signal would be taken for a good one.
+      grace.uninstall()
+      await app.close()
+      throw error
+    }
   } catch (error) {
     await database.close()
     throw error
