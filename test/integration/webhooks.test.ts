@@ -143,7 +143,7 @@ t.test('a secret that is rotated signs until it expires', async (t) => {
   t.equal(webhook.secret, own, 'a secret may be brought along')
   await client.createRun({ id: 'run-1' })
   await receiver.until('the first', (received) => received.length === 1)
-  const rotated = await client.post<Webhook & { secret: string }>(`/webhooks/${webhook.id}/rotate`, {})
+  const rotated = await client.post<Webhook & { secret: string }>(`/webhooks/${webhook.id}/rotate`)
   t.equal(rotated.status, 200)
   t.not(rotated.body.secret, own)
   t.ok(Date.parse(rotated.body.oldSecretsExpireAt ?? '') > Date.now())

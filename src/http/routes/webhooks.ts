@@ -117,6 +117,10 @@ export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, 
       '/webhooks/:id/rotate',
       {
         config,
+        // It needs no body.
+        preValidation: async (request) => {
+          request.body ??= {}
+        },
         schema: {
           operationId: 'rotateWebhookSecret',
           summary: 'Change the secret of a webhook',
