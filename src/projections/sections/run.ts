@@ -92,6 +92,15 @@ function move(state: RunFold, status: RunStatus, event: CanonicalEvent): void {
   }
 }
 
+/**
+ * A run that came back to its queue waits for its next claim. What its last worker still tells, which has lost it and does not say who it is,
+ * is kept, but starts nothing: nobody would hold the run, and nobody could claim it.
+ */
+function isFromBefore(state: RunFold, event: CanonicalEvent): boolean {
+  const cameBack = state.status === 'queued' && state.queue !== null && (state.attempt > 1 || state.startedAt !== null)
+  return cameBack && event.source.kind !== 'control-plane' && event.type !== 'run.started'
+}
+
 function because(state: RunFold, data: { reason?: string; by?: string }): void {
   state.reason = clipped(state, data.reason, MAX_LINE_BYTES)
   state.by = clipped(state, data.by, MAX_NAME_BYTES)
@@ -157,7 +166,7 @@ export const run = defineSection({
     if (event.late === true) state.late += 1
     if (event.trace !== undefined && state.traceId === null) state.traceId = idOf(event.trace.traceId)
     const status = nextStatus(state.status, event)
-    if (status !== state.status) move(state, status, event)
+    if (status !== state.status && !(status === 'running' && isFromBefore(state, event))) move(state, status, event)
     if (!isEventType(event.type)) state.unknownTypes += 1
   },
   on: {
