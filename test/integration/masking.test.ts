@@ -202,6 +202,8 @@ for (const [kind, open] of [
     await t.test('credentials of a source are kept to be sent, and shown nowhere', async (t) => {
       const refused = await send('POST', '/runs', { id: 'attached', source: { url: `https://example.com/?key=${SECRET}` } })
       t.match(refused.json(), { status: 400, detail: /headers/ })
+      const webhook = await send('POST', '/webhooks', { url: 'https://example.com/sk-hook0123456789abcdef', types: ['run.*'] })
+      t.match(webhook.json(), { url: 'https://example.com/sk-hook0123456789abcdef' }, 'the address of a webhook is called as it is')
     })
 
     await t.test('in no table, no log line and no file', async (t) => {

@@ -1,19 +1,14 @@
 /**
  * Secrets in what is not an event: bodies of commands, and headers that are stored. They are masked before anything reads them.
- * What has to stay as it is to be of use (headers of sources and callbacks, all of a route with `config: { unmasked: true }`) is kept, and never shown.
+ * What has to stay as it is to be of use (headers of sources and callbacks, the addresses of webhooks) is kept.
  */
 import type { FastifyInstance } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
 import { RunplaneError } from '../../errors.js'
 import type { Mask } from '../../ingest/mask.js'
 
-declare module 'fastify' {
-  interface FastifyContextConfig {
-    /** Its body is needed as it came. */
-    unmasked?: true
-  }
-}
-
+/** Addresses that are called as they are, and bundles, which are checked to the byte and not stored. */
+const AS_SENT = /^\/(?:webhooks|runs\/compare)\b/
 const STORED_HEADERS = ['idempotency-key', 'producer-id', 'x-worker-id']
 /** Members of a body that are called, and have their secrets in their headers. */
 const CALLED = ['source', 'cancelCallback']
@@ -31,7 +26,7 @@ export const maskingPlugin = fastifyPlugin(
     })
     app.addHook('preValidation', async (request) => {
       const { body } = request
-      if (typeof body !== 'object' || body === null || Buffer.isBuffer(body) || 'pipe' in body || request.routeOptions.config.unmasked) return
+      if (typeof body !== 'object' || body === null || Buffer.isBuffer(body) || 'pipe' in body || AS_SENT.test(request.routeOptions.url ?? '')) return
       for (const name of CALLED) assertUnmasked(name, Reflect.get(body, name))
       request.body = mask.value(body, isKept)
     })
