@@ -97,6 +97,12 @@ export function createCommands(deps: { sql: Sql; log: GroupCommit; runKeys: RunK
     return row
   }
 
+  async function retriedBefore(workspaceId: string, runId: string, { id, idempotencyKey }: RunPlan) {
+    const [row] = await sql<{ id: string }[]>`
+      select id from runs where workspace_id = ${workspaceId} and parent_run_id = ${runId} and (id = ${id ?? null} or idempotency_key = ${idempotencyKey ?? null})`
+    return row && { runId: row.id, created: false }
+  }
+
   async function setArchived(workspaceId: string, runId: string, isArchived: boolean): Promise<void> {
     const at = isArchived ? sql`coalesce(archived_at, clock_timestamp())` : sql`null`
     const rows = await sql`update runs set archived_at = ${at} where workspace_id = ${workspaceId} and id = ${runId} returning key`
@@ -120,8 +126,10 @@ export function createCommands(deps: { sql: Sql; log: GroupCommit; runKeys: RunK
       const row = await original(workspaceId, runId)
       if (!isTerminal(row.status)) throw refused('retry as new', row.status)
       const plan: RunPlan = { ...planOf(row), parentRunId: runId, ...(id !== undefined && { id }), ...(idempotencyKey !== undefined && { idempotencyKey }) }
-      if (delayMs > 0 && plan.queue !== undefined) plan.availableAt = new Date(Date.now() + delayMs).toISOString()
-      const made = await lifecycle.create(workspaceId, plan)
+      // The time of a delay is another one each time: a repeat is found first.
+      const isDelayed = delayMs > 0 && plan.queue !== undefined
+      const made =
+        (isDelayed && (await retriedBefore(workspaceId, runId, plan))) || (await lifecycle.create(workspaceId, isDelayed ? delayed(plan, delayMs) : plan))
       // The new run names its parent already; a repeat of the command completes what a crash between the two has left.
       await decide(workspaceId, runId, (_run, place, { folds }) =>
         folds.run.links.has(made.runId)
@@ -168,6 +176,8 @@ function planOf(row: OriginalRow): RunPlan {
     ...(descriptor && { descriptor: fresh(descriptor) }),
   }
 }
+
+const delayed = (plan: RunPlan, delayMs: number): RunPlan => ({ ...plan, availableAt: new Date(Date.now() + delayMs).toISOString() })
 
 function fresh({ session, execution, ...descriptor }: RunDescriptor): RunDescriptor {
   return { ...descriptor, session: without(session, 'sessionId'), ...(execution && { execution: without(execution, 'idempotencyKey') }) }

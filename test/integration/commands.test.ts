@@ -94,6 +94,18 @@ t.test('a run that has ended is retried as a new one, linked both ways, and one 
   t.match((await client.get<RunRecord>(`/runs/${old}`)).body, { status: 'completed' })
 })
 
+t.test('a new run that is delayed is one only for one key, or one id', async (t) => {
+  const { runId } = await client.createRun({ id: newId(), queue: 'later' })
+  await command(runId, 'cancel')
+  const again = (id?: string) =>
+    client.post<RunRecord>(`/runs/${runId}/retry`, { as: 'new', delayMs: 3_600_000, ...(id && { id }) }, id ? {} : { 'idempotency-key': `later-${runId}` })
+  const first = await again()
+  t.equal(first.status, 201)
+  t.match(await again(), { status: 200, body: { runId: first.body.runId } })
+  const id = newId()
+  t.same([(await again(id)).status, (await again(id)).status], [201, 200])
+})
+
 t.test('a clone is what the original was asked to be, but for what is said', async (t) => {
   const body = {
     name: 'n',

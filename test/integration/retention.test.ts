@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto'
 import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import postgres from 'postgres'
 import t, { type Test } from 'tap'
 import { buildApp } from '../../src/app.js'
 import { loadConfig } from '../../src/config.js'
@@ -13,6 +14,7 @@ import { parsePolicies, type RetentionPolicy } from '../../src/runs/retention-po
 import { trimRun } from '../../src/runs/trim.js'
 import { serverDatabase, silent, testDatabase } from '../support/database.js'
 import { createClient, eventually, type RunRecord } from '../support/http.js'
+import { NO_SERVER, startService, TEST_DATABASE_URL } from '../support/service.js'
 import { openStream } from '../support/sse-client.js'
 
 t.setTimeout(180_000)
@@ -162,6 +164,48 @@ t.test('a trim that was cut off leaves nothing wrong, and is completed', async (
   t.same((await client.state(runId, '?seq=90')).state, at)
 })
 
+t.test(
+  'an instance that is killed while it trims leaves a run that reads right, and another one completes it',
+  { skip: TEST_DATABASE_URL === undefined && NO_SERVER },
+  async (t) => {
+    const reading = await startService(t, { database: 'postgres' })
+    const client = createClient(reading.url)
+    const { runId } = await client.createRun({ kind: 'long' })
+    await fill(client, runId, 40_000)
+    await client.append(runId, { type: 'run.completed' })
+    const before = await client.state(runId)
+    const policies = JSON.stringify([{ name: 'trim', action: 'trim', afterDays: 0, kind: 'long', keepEvents: 50 }])
+    const trimming = await startService(t, { database: 'postgres', sharing: reading, env: { RETENTION_POLICIES: policies, RETENTION_INTERVAL_MS: '1000' } })
+    let seen = 1
+    await eventually(
+      'it trims',
+      async () => {
+        seen = (await recordOf(client, runId)).firstSeq
+        return seen > 1 ? true : undefined
+      },
+      60_000,
+    )
+    await trimming.kill('SIGKILL')
+    const cut = await recordOf(client, runId)
+    t.comment(`killed at ${cut.firstSeq} of ${cut.lastSeq}`)
+    const sql = postgres(reading.databaseUrl ?? '', { max: 1, onnotice: () => {} })
+    t.teardown(() => sql.end())
+    await sql`delete from run_projections`
+    await sql`delete from run_checkpoints`
+    t.same((await client.post<typeof before>(`/runs/${runId}/projection/rebuild`)).body.state, before.state)
+    const kept = await client.events(runId)
+    t.same(
+      kept.map(({ seq }) => seq),
+      Array.from({ length: cut.lastSeq - cut.firstSeq + 1 }, (_, index) => cut.firstSeq + index),
+      'exactly what firstSeq says is there',
+    )
+    await trimming.restart()
+    await eventually('it is completed', async () => ((await recordOf(client, runId)).firstSeq === cut.lastSeq - 49 ? true : undefined), 60_000)
+    t.equal((await client.events(runId)).length, 50)
+    t.same((await client.post<typeof before>(`/runs/${runId}/projection/rebuild`)).body.state, before.state)
+  },
+)
+
 t.test('a base that an older version stored is read as far as it is understood', async (t) => {
   const database = await testDatabase(t)
   const { client } = await service(t, database, [])
@@ -260,8 +304,9 @@ t.test('lines of the audit log are kept as long as is set', async (t) => {
   await database.sql`insert into audit_log (id, workspace_id, at, actor, action, target_kind, outcome)
     values ('01800000-0000-7000-8000-000000000001', '00000000-0000-7000-8000-000000000001', '2022-03-31', 'x', 'key.create', 'key', 'done')`
   await client.createRun({ id: 'new' })
-  await eventually('the old line is gone', async () => {
+  const gone = await eventually('the old line is gone', async () => {
     const { data } = (await client.get<{ data: { actor: string }[] }>('/audit')).body
     return data.length === 1 && data[0]?.actor === 'anonymous' ? true : undefined
   })
+  t.ok(gone)
 })
