@@ -22,7 +22,9 @@ import { exportLines, exportZip } from './export.js'
 import { fanOut, latency } from './fan-out.js'
 import { importBundle } from './import.js'
 import { live, stalled } from './memory.js'
+import { overview } from './overview.js'
 import { startService, stopAll } from './process.js'
+import { replayState } from './replay.js'
 import { markdown, plain, type Report } from './report.js'
 import type { Context, Scenario } from './scenario.js'
 import { start } from './start.js'
@@ -35,6 +37,8 @@ const SCENARIOS: Record<string, Scenario> = {
   batch,
   'long-run': longRun,
   backfill,
+  'replay-state': replayState,
+  overview,
   'fan-out': fanOut,
   latency,
   live,
