@@ -59,7 +59,7 @@ const MAX_REJECTED = 1000
 /** setTimeout takes 2^31 - 1 ms at the most. */
 const MAX_IDLE_MS = 86_400_000
 /** Bytes that are read while those before them are stored. */
-const AHEAD_BYTES = 65_536
+const AHEAD_BYTES = 262_144
 
 class Over extends Error {}
 class Lost extends Error {}
@@ -195,11 +195,12 @@ function chunksOf(body: Readable): AsyncGenerator<Buffer> {
   body.once('close', () => finish({ error: new BrokenOff() }))
   return (async function* () {
     for (;;) {
-      const chunk = chunks.shift()
-      if (chunk) {
-        bytes -= chunk.length
-        if (bytes < AHEAD_BYTES) body.resume()
-        yield chunk
+      if (chunks.length > 0) {
+        // All that came meanwhile goes together: a source that writes event by event comes in chunks of one event.
+        const gathered = Buffer.concat(chunks.splice(0))
+        bytes = 0
+        body.resume()
+        yield gathered
       } else if (end) {
         if ('error' in end) throw end.error
         return
