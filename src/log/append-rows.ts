@@ -155,7 +155,7 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
   await tx`
       with u as (
         select * from json_to_recordset(${JSON.stringify(updates)}::text::json)
-          as u(k uuid, f bigint, g bigint, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, place json, usage json)
+          as u(k uuid, f bigint, g bigint, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, place jsonb, usage json)
       ) ${guarded ? guard(tx, changed.length) : tx``}, raw as (
         insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
         select k, n, at, f, c, fmt, rt, s, i, b from json_to_recordset(${`[${out.raw.join(',')}]`}::text::json)
