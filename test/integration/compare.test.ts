@@ -232,6 +232,23 @@ for (const kind of ['embedded', 'server'] as const) {
       }
     })
 
+    await t.test('redacted bundles align with each other and with their original', async (t) => {
+      const redacted = async (id: string, profile: string) => (await client.get(`/runs/${id}/export?format=ndjson&profile=${profile}`)).text
+      for (const profile of ['hashed', 'no-content']) {
+        const { events, steps } = await compare({ left: 'one', right: { bundle: await redacted('one', profile) } })
+        t.match(events, { leftOnly: 0, rightOnly: 0, moved: 0 }, `${profile}: every event has its counterpart`)
+        t.match(steps, { leftOnly: 0, rightOnly: 0, moved: 0 })
+      }
+      const both = await compare({ left: { bundle: await redacted('one', 'hashed') }, right: { bundle: await redacted('again', 'hashed') } })
+      t.match(
+        both,
+        { events: { equal: 20, changed: 0 }, steps: { equal: 9 }, artifacts: { common: 1 } },
+        'runs that did the same are the same when they are hashed',
+      )
+      const edited = await compare({ left: { bundle: await redacted('one', 'hashed') }, right: { bundle: await redacted('edited', 'hashed') } })
+      t.same(edited.events, (await compare({ left: 'one', right: 'edited' })).events, 'and differ where the runs differ')
+    })
+
     await t.test('what cannot be compared is refused, and says why', async (t) => {
       t.match(await refused({ left: 'one', right: 'nobody' }), { status: 404, code: 'RUN_NOT_FOUND' })
       t.match(await refused({ left: { runId: 'one', seq: 21 }, right: 'one' }), { status: 400, code: 'CURSOR_INVALID', detail: /head of run 'one' is 20/ })

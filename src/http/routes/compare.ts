@@ -1,7 +1,7 @@
 /** `POST /runs/compare` and `GET /runs/compare`: two runs side by side, or several against the first. */
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
-import type { FastifyRequest } from 'fastify'
+import type { FastifyReply } from 'fastify'
 import { RunplaneError } from '../../errors.js'
 import { COMPARE_SECTIONS, type CompareSection, Comparison, ComparisonMatrix } from '../../insight/compare/answer.js'
 import type { Comparer, SideRequest } from '../../insight/compare/comparer.js'
@@ -41,10 +41,10 @@ export function compareRoutes({ comparer }: CompareRoutesDeps): FastifyPluginAsy
         if (runs) {
           if (left || right || leftRunId || rightRunId) throw new RunplaneError('VALIDATION_ERROR', 'Send either runs, or left and right.')
           if (Object.keys(options).length > 0) throw new RunplaneError('VALIDATION_ERROR', `With runs, there is no ${Object.keys(options).join(', ')}.`)
-          return reply.send(JSON.stringify(await comparer.matrix(workspaceId, runs.map(sideOf), gone(request))))
+          return reply.send(JSON.stringify(await comparer.matrix(workspaceId, runs.map(sideOf), gone(reply))))
         }
         const sides = { left: chosen('left', left, leftRunId), right: chosen('right', right, rightRunId) }
-        return reply.send(JSON.stringify(await comparer.compare(workspaceId, { ...sides, ...options }, gone(request))))
+        return reply.send(JSON.stringify(await comparer.compare(workspaceId, { ...sides, ...options }, gone(reply))))
       },
     )
 
@@ -73,7 +73,7 @@ export function compareRoutes({ comparer }: CompareRoutesDeps): FastifyPluginAsy
             limit,
             fields,
           },
-          gone(request),
+          gone(reply),
         )
         return reply.type(JSON_TYPE).send(JSON.stringify(comparison))
       },
@@ -93,9 +93,9 @@ function chosen(name: 'left' | 'right', side: SideBody | undefined, runId: strin
 }
 
 /** Aborts when the client has gone: nobody waits for what is left to do. */
-function gone({ raw }: FastifyRequest): AbortSignal {
+function gone({ raw }: FastifyReply): AbortSignal {
   const controller = new AbortController()
-  raw.socket.once('close', () => controller.abort())
+  raw.once('close', () => controller.abort(new RunplaneError('REQUEST_TIMEOUT', 'The client has gone.')))
   return controller.signal
 }
 
