@@ -15,7 +15,7 @@ import type { Scenario } from './scenario.js'
 import { type Connection, must, openConnections, request } from './wire.js'
 
 const WORKERS = 32
-const ROUNDS = 3
+const ROUNDS = 5
 const ROUND_MS = 3000
 const WARM_UP_MS = 1500
 const BACKLOG = 100_000

@@ -16,6 +16,7 @@ import { performance } from 'node:perf_hooks'
 import { parseArgs } from 'node:util'
 import { append, batch, longRun } from './append.js'
 import { backfill } from './backfill.js'
+import { claims } from './claims.js'
 import { compare } from './compare.js'
 import { type BenchDatabase, embeddedDatabase, serverDatabase } from './database.js'
 import { exportLines, exportZip } from './export.js'
@@ -50,6 +51,7 @@ const SCENARIOS: Record<string, Scenario> = {
   'export-zip': exportZip,
   import: importBundle,
   compare,
+  claims,
 }
 
 const { values: options } = parseArgs({
