@@ -72,7 +72,8 @@ function event(type: string, place: CommandedPlace, data: Record<string, unknown
 function mayBeAtWork(run: CommandedRun, place: CommandedPlace): boolean {
   if (run.status === 'queued') return false
   if (run.status === 'suspended') return place.workerId !== null
-  return place.workerId === null || place.leaseActive
+  // A holder without a lease is one whose agent resumed the run itself; it is given one (runs/leases.ts).
+  return place.workerId === null || place.leaseExpiresAt === null || place.leaseActive
 }
 
 export function decideCancel(run: CommandedRun, place: CommandedPlace, { reason, by }: Because): DraftEvent[] {

@@ -117,6 +117,20 @@ t.test('the list is filtered, and paged without a repeat', async (t) => {
   t.same((await call('GET', '/audit', { key: elsewhere })).body.data, [], 'another workspace sees nothing of it')
 })
 
+t.test('runs of another workspace are not there for any command', async (t) => {
+  const key = (await call('POST', '/keys', { body: { name: 'f', role: 'member', workspace: 'foreign' } })).body.key
+  await call('POST', '/runs', { body: { id: 'mine', queue: 'q', kind: 'mine' } })
+  for (const command of ['cancel', 'suspend', 'resume', 'retry', 'clone', 'archive', 'unarchive'])
+    t.equal((await call('POST', `/runs/mine/${command}`, { key })).status, 404, command)
+  t.equal((await call('POST', '/runs/mine/retry', { key, body: { as: 'new' } })).status, 404)
+  t.equal((await call('DELETE', '/runs/mine', { key })).status, 404)
+  t.match((await call('POST', '/runs/batch/delete', { key, body: { runIds: ['mine'] } })).body, { refused: 1, results: [{ code: 'RUN_NOT_FOUND' }] })
+  t.match((await call('POST', '/runs/batch/cancel', { key, body: { filter: { kind: 'mine' } } })).body, { results: [] })
+  t.match((await call('GET', '/runs/mine')).body, { status: 'queued', archivedAt: null })
+  const guest = (await call('POST', '/keys', { body: { name: 'g', role: 'guest' } })).body.key
+  for (const url of ['/runs/mine/cancel', '/runs/batch/cancel', '/runs/mine/archive']) t.equal((await call('POST', url, { key: guest })).status, 403, url)
+})
+
 t.test('a command that was begun and never ended has a line that says so', async (t) => {
   const audit = createAudit(database)
   await audit.begin({ workspaceId: DEFAULT_WORKSPACE_ID, actor: 'x', action: 'run.delete', targetKind: 'run', targetId: 'gone', detail: { reason: 'r' } })

@@ -2,7 +2,7 @@
  * A line in the audit log for each command: every route that changes something, but for what agents and workers tell of their work, which the runs'
  * own logs have. The action is named after the operation: `cancelRun` is `run.cancel`.
  */
-import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyRequest, onSendAsyncHookHandler, preHandlerAsyncHookHandler, preSerializationAsyncHookHandler } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
 import type { Audit, AuditEntry } from '../../access/audit.js'
 import { knownAccess } from './access.js'
@@ -81,29 +81,24 @@ export const auditPlugin = fastifyPlugin(
   async (app: FastifyInstance, { audit }: { audit: Audit }) => {
     app.decorateRequest('auditLine', null)
 
-    app.addHook('onRoute', (route) => {
-      const named = auditOf(route)
-      if (named) route.config = { ...route.config, audit: named }
-    })
-
-    app.addHook('preHandler', async (request) => {
+    const begin: preHandlerAsyncHookHandler = async (request) => {
       const named = request.routeOptions.config.audit
       if (!named) return
       request.auditLine = { id: undefined, made: undefined }
       if (!AFTERWARDS.has(named.action)) request.auditLine.id = await audit.begin(entryOf(request, named))
-    })
+    }
 
     // What was made is told by its id.
-    app.addHook('preSerialization', async (request, _reply, payload) => {
+    const noteMade: preSerializationAsyncHookHandler = async (request, _reply, payload) => {
       const line = request.auditLine
       if (!line || typeof payload !== 'object' || payload === null) return payload
       const id = 'runId' in payload ? payload.runId : 'id' in payload ? payload.id : undefined
       if (typeof id === 'string') line.made = id
       return payload
-    })
+    }
 
     // Before the answer is sent: who has it finds the line complete.
-    app.addHook('onSend', async (request, reply, payload) => {
+    const complete: onSendAsyncHookHandler = async (request, reply, payload) => {
       const named = request.routeOptions.config?.audit
       // What was refused before its handler, by the role or by the schema, has not begun.
       const line = request.auditLine ?? { id: undefined, made: undefined }
@@ -126,6 +121,16 @@ export const auditPlugin = fastifyPlugin(
         request.log.error({ err: error, action: entry.action, targetId, outcome }, 'an audit line could not be completed')
       }
       return payload
+    }
+
+    // Of the commands only: the others pay nothing for it.
+    app.addHook('onRoute', (route) => {
+      const named = auditOf(route)
+      if (!named) return
+      route.config = { ...route.config, audit: named }
+      route.preHandler = [route.preHandler ?? [], begin].flat()
+      route.preSerialization = [route.preSerialization ?? [], noteMade].flat()
+      route.onSend = [route.onSend ?? [], complete].flat()
     })
   },
   { name: 'audit', dependencies: ['access', 'errors'] },
