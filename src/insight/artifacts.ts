@@ -5,13 +5,13 @@
  */
 import { createHash, randomUUID } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { mkdir, open, rm } from 'node:fs/promises'
+import { mkdir, open, readdir, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import type { Config } from '../config.js'
 import type { Sql } from '../db/client.js'
 import { RunplaneError } from '../errors.js'
-import type { Blobs } from './blobs.js'
+import { type Blobs, draftsFolder } from './blobs.js'
 
 export interface ArtifactInput {
   bytes: AsyncIterable<Buffer>
@@ -39,14 +39,14 @@ export interface Artifacts {
   open(workspaceId: string, sha256: string): Promise<OpenArtifact | undefined>
   /** Whether the run needs it: what one run stored is not for the readers of another. */
   has(runKey: string, sha256: string): Promise<boolean>
-  /** Removes contents that no run needs. Any number of instances may do so at once. */
+  /** Removes contents that no run needs, and what killed processes left on the disk. Any number of instances may do so at once. */
   sweep(): Promise<void>
 }
 
 export type ArtifactsConfig = Pick<Config, 'DATA_DIR' | 'ARTIFACT_INLINE_BYTES' | 'MAX_ARTIFACT_BYTES'>
 
 export function createArtifacts({ sql, blobs, config }: { sql: Sql; blobs: Blobs; config: ArtifactsConfig }): Artifacts {
-  const drafts = join(config.DATA_DIR, 'drafts')
+  const drafts = draftsFolder(config)
 
   return {
     async store(workspaceId, runKey, { bytes, mediaType, sha256 }) {
@@ -92,6 +92,7 @@ export function createArtifacts({ sql, blobs, config }: { sql: Sql; blobs: Blobs
     },
 
     async sweep() {
+      await removeOld(drafts)
       for (let removed = SWEEP_ROWS; removed === SWEEP_ROWS; ) {
         removed = await sql.begin(async (tx) => {
           const rows = await tx<{ workspace_id: string; sha256: string; stored: boolean }[]>`
@@ -106,6 +107,17 @@ export function createArtifacts({ sql, blobs, config }: { sql: Sql; blobs: Blobs
         })
       }
     },
+  }
+}
+
+/** Nothing takes a day to arrive. */
+const MAX_DRAFT_AGE_MS = 86_400_000
+
+async function removeOld(folder: string): Promise<void> {
+  for (const name of await readdir(folder).catch(() => [])) {
+    const path = join(folder, name)
+    const { mtimeMs } = await stat(path).catch(() => ({ mtimeMs: Date.now() }))
+    if (mtimeMs < Date.now() - MAX_DRAFT_AGE_MS) await rm(path, { force: true })
   }
 }
 

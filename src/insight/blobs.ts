@@ -33,7 +33,7 @@ export function createBlobs(config: BlobsConfig): Blobs {
   const blobs =
     endpoint && bucket && accessKeyId && secretAccessKey
       ? createS3Blobs({ endpoint, region, bucket, accessKeyId, secretAccessKey })
-      : createFileBlobs(join(config.DATA_DIR, 'blobs'))
+      : createFileBlobs(join(config.DATA_DIR, 'blobs'), draftsFolder(config))
   return {
     put: async (name, bytes) => blobs.put(checked(name), bytes),
     get: async (name) => blobs.get(checked(name)),
@@ -46,12 +46,18 @@ function checked(name: string): string {
   return name
 }
 
-function createFileBlobs(folder: string): Blobs {
+/** Where bytes lie while they arrive. A process that is killed leaves its own there; see artifacts.ts, which removes old ones. */
+export function draftsFolder(config: Pick<Config, 'DATA_DIR'>): string {
+  return join(config.DATA_DIR, 'drafts')
+}
+
+function createFileBlobs(folder: string, drafts: string): Blobs {
   return {
     async put(name, bytes) {
       const path = join(folder, name)
       await mkdir(dirname(path), { recursive: true })
-      const draft = `${path}.${randomUUID()}.draft`
+      await mkdir(drafts, { recursive: true })
+      const draft = join(drafts, randomUUID())
       try {
         await pipeline(bytes, createWriteStream(draft, { flags: 'wx', mode: 0o600, flush: true }))
         await rename(draft, path)

@@ -1,6 +1,6 @@
 /** Artifacts: stored by their hash, in the database, on disk or in an S3-compatible store, and told by the run's log. */
 import { createHash, randomBytes } from 'node:crypto'
-import { existsSync, mkdtempSync, readdirSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, utimesSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
@@ -146,9 +146,15 @@ t.test('artifacts', async (t) => {
     const { sha256: stored } = await artifacts.store(workspaceId, key, { bytes: bytes(), mediaType: 'text/plain' })
     await database.sql`delete from run_artifacts where sha256 = ${stored}`
     await artifacts.sweep()
-    t.ok(await artifacts.open(workspaceId, stored), 'it may be on its way to a run')
+    const found = await artifacts.open(workspaceId, stored)
+    t.ok(found, 'it may be on its way to a run')
+    found?.body.destroy()
     await database.sql`update artifacts set created_at = now() - interval '2 hours'`
+    const [old, fresh] = ['old', 'fresh'].map((name) => join(dataDir, 'drafts', name)) as [string, string]
+    for (const path of [old, fresh]) writeFileSync(path, 'what a killed process left')
+    utimesSync(old, 0, 0)
     await artifacts.sweep()
+    t.same([existsSync(old), existsSync(fresh)], [false, true])
     t.equal(await artifacts.open(workspaceId, stored), undefined)
     t.ok((await get(`/runs/made/artifacts/${sha256('a small text')}`)).status === 200, 'what is needed stays')
     const left = readdirSync(join(dataDir, 'blobs'), { recursive: true, encoding: 'utf8' })
