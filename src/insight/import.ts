@@ -107,24 +107,33 @@ async function sweep(folder: string): Promise<void> {
   }
 }
 
+/** A body that is too long is read on and dropped up to here: a client that still sends hears of nothing else. */
+const MAX_DROPPED_BYTES = 67_108_864
+
 async function spool(body: Readable, path: string, maxBytes: number, pauseMs: number): Promise<void> {
+  const pieces: AsyncIterator<Buffer> = body[Symbol.asyncIterator]()
   let bytes = 0
-  const paused = new RunplaneError('REQUEST_TIMEOUT', `Nothing of the bundle arrived for ${pauseMs} ms (BODY_TIMEOUT_MS). Send it again.`)
-  const file = createWriteStream(path)
+
+  async function next(): Promise<Buffer | undefined> {
+    let timer: NodeJS.Timeout | undefined
+    const pause = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => {
+        const detail = `Nothing of the bundle arrived for ${pauseMs} ms (BODY_TIMEOUT_MS). Send it again.`
+        reject(new RunplaneError('REQUEST_TIMEOUT', detail, { headers: { connection: 'close' } }))
+      }, pauseMs)
+    })
+    const { value, done } = await Promise.race([pieces.next(), pause]).finally(() => clearTimeout(timer))
+    return done ? undefined : value
+  }
+
   await pipeline(async function* () {
-    const next = body[Symbol.asyncIterator]()
-    for (;;) {
-      let timer: NodeJS.Timeout | undefined
-      const pause = new Promise<never>((_, reject) => {
-        timer = setTimeout(() => reject(paused), pauseMs)
-      })
-      const { value, done } = await Promise.race([next.next(), pause]).finally(() => clearTimeout(timer))
-      if (done) return
-      bytes += value.length
-      if (bytes > maxBytes) throw new BundleTooLargeError('The bundle is larger than it may be')
-      yield value
+    for (let piece = await next(); piece; piece = await next()) {
+      bytes += piece.length
+      if (bytes <= maxBytes) yield piece
+      else if (bytes > maxBytes + MAX_DROPPED_BYTES) break
     }
-  }, file)
+  }, createWriteStream(path))
+  if (bytes > maxBytes) throw new BundleTooLargeError('The bundle is larger than it may be')
   if (bytes === 0) throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send a bundle: what GET /runs/:id/export answered.')
 }
 
