@@ -66,7 +66,8 @@ export type Sender = ReturnType<typeof createSender>
 
 export function createSender(options: SenderOptions) {
   const { database, outbound, logger, timeoutMs, concurrency } = options
-  const client = database.connect({ max: CONNECTIONS, idle_timeout: 60 })
+  // A commit need not wait for the disk: what a crash of the database forgets is claimed and sent again.
+  const client = database.connect({ max: CONNECTIONS, idle_timeout: 60, connection: { synchronous_commit: 'off' } })
   const outbox = createOutbox({ sql: client, lockMs: timeoutMs + (options.lockMarginMs ?? LOCK_MARGIN_MS), retryForMs: options.retryForMs })
   let lanes = new Map<string, Lane>()
   const working = new Set<Promise<void>>()
