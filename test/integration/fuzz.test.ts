@@ -93,7 +93,7 @@ function valueThatFits(given: Schema | undefined, depth = 0): fc.Arbitrary<unkno
     switch (type) {
       case 'integer':
       case 'number':
-        return fc.integer({ min: Math.max(schema.minimum ?? -10, -(2 ** 31)), max: Math.min(schema.maximum ?? 1000, 2 ** 31) })
+        return fc.integer({ min: Math.ceil(Math.max(schema.minimum ?? -10, -(2 ** 31))), max: Math.floor(Math.min(schema.maximum ?? 1000, 2 ** 31)) })
       case 'boolean':
         return fc.boolean()
       case 'null':
