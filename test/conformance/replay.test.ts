@@ -75,6 +75,7 @@ t.test('a part of a run, and the greatest of fromSeq, afterSeq and Last-Event-ID
   t.same(await seqs('fromSeq=5&toSeq=9&afterSeq=1', { 'last-event-id': '2' }), range(5, 9))
   t.equal(await seqs('toSeq=9', { 'last-event-id': '9' }), 204, 'a browser that has all of it stops')
   t.equal(await seqs('', { 'last-event-id': '21' }), 204)
+  t.equal(await seqs('fromSeq=22'), 204)
 })
 
 t.test('step by step: a connection gives as many events as it asks for, and says what is left', async (t) => {
@@ -153,6 +154,7 @@ t.test('what makes no sense is refused before a stream begins', async (t) => {
     t.equal(answer.body.code, code, query)
   }
   await refused('fromSeq=4&toSeq=2', 'VALIDATION_ERROR')
+  await refused('fromSeq=4&toSeq=3', 'VALIDATION_ERROR')
   await refused('fromSeq=0', 'VALIDATION_ERROR')
   await refused('speed=0', 'VALIDATION_ERROR')
   await refused('mode=backwards', 'VALIDATION_ERROR')

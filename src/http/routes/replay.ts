@@ -40,10 +40,13 @@ export function replayRoutes({ log, hub, runStates, config }: ReplayRoutesDeps):
   }
 
   /** What is to be replayed, with nothing left open. @throws CURSOR_INVALID, VALIDATION_ERROR */
-  function planned(run: RunHead, { mode = 'instant', speed = 1, maxPauseMs = DEFAULT_MAX_PAUSE_MS, count = 1, fromSeq = 1, toSeq = run.lastSeq }: Asked) {
+  function planned(run: RunHead, asked: Asked) {
+    const { mode = 'instant', speed = 1, maxPauseMs = DEFAULT_MAX_PAUSE_MS, count = 1, fromSeq = 1, toSeq = run.lastSeq } = asked
     if (fromSeq - 1 > run.lastSeq) throw cursorBeyondHead(run.id, fromSeq - 1, run.lastSeq)
     if (toSeq > run.lastSeq) throw cursorBeyondHead(run.id, toSeq, run.lastSeq)
-    if (fromSeq > toSeq + 1) throw new RunplaneError('VALIDATION_ERROR', `fromSeq ${fromSeq} comes after toSeq ${toSeq}: there is nothing between.`)
+    // From behind the head, and no end named: there is nothing yet.
+    if (fromSeq > toSeq && asked.toSeq !== undefined)
+      throw new RunplaneError('VALIDATION_ERROR', `fromSeq ${fromSeq} comes after toSeq ${toSeq}: there is nothing between.`)
     return { mode, speed, maxPauseMs, count, fromSeq, toSeq }
   }
 
