@@ -12,6 +12,8 @@ import { RunplaneError } from '../errors.js'
 import type { GroupCommit } from '../log/group-commit.js'
 
 export interface Lifecycle {
+  /** @throws VALIDATION_ERROR for a run that cannot be, such as one with a source at an address that is refused. */
+  assertPlan(plan: RunPlan): void
   /**
    * Creates the run, or finds the one that the same request created before.
    * @throws IDEMPOTENCY_CONFLICT when its id or its idempotency key belongs to another request.
@@ -19,7 +21,6 @@ export interface Lifecycle {
   create(workspaceId: string, plan: RunPlan): Promise<{ runId: string; created: boolean }>
 }
 
-/** @param deps.assertPlan throws for a run that cannot be, such as one with a source at an address that is refused */
 export function createLifecycle({
   sql,
   log,
@@ -32,6 +33,7 @@ export function createLifecycle({
   assertPlan?: (plan: RunPlan) => void
 }): Lifecycle {
   return {
+    assertPlan,
     async create(workspaceId, plan) {
       assertPlan(plan)
       const key = uuidv7(now())

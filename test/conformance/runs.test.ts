@@ -101,6 +101,10 @@ t.test('POST /runs/validate only checks', async (t) => {
   const answer = await client.post('/runs/validate', { id, name: 'n' })
   t.equal(answer.status, 200, answer.text)
   isProblem(t, await client.get(`/runs/${id}`), 404, 'RUN_NOT_FOUND')
+  const called = { source: { url: 'https://user:password@example.com/' }, cancelCallback: { url: 'ftp://example.com/' } }
+  const refused = await client.post<{ valid: boolean; errors: { path: string }[] }>('/runs/validate', called)
+  t.match(refused.body, { valid: false, errors: [{ path: 'body/source/url' }, { path: 'body/cancelCallback/url' }] })
+  isProblem(t, await client.post('/runs', called), 400, 'VALIDATION_ERROR')
   const bad = await client.post<{ valid?: boolean; errors?: unknown[] }>('/runs/validate', { id, name: 7 })
   t.ok(bad.status === 400 || (bad.status === 200 && bad.body.valid === false), `${bad.status} ${bad.text}`)
 })

@@ -4,7 +4,7 @@ import { Type } from '@sinclair/typebox'
 import type { Sql } from '../../db/client.js'
 import { RUN_STATUSES, type RunStatus } from '../../domain/run.js'
 import { CreateRun, RunDescriptor } from '../../domain/run-request.js'
-import { RunplaneError } from '../../errors.js'
+import { type ProblemField, RunplaneError } from '../../errors.js'
 import type { RunKeys } from '../../log/run-keys.js'
 import type { Lifecycle } from '../../runs/lifecycle.js'
 import { listRuns } from '../../runs/list.js'
@@ -86,6 +86,7 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
     },
     async (request) => {
       const errors = checkRun(request.body)
+      if (errors.length === 0) errors.push(...impossible(request.body))
       return { valid: errors.length === 0, errors, warnings: [] }
     },
   )
@@ -172,6 +173,17 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
       return reply.type(JSON_TYPE).send(stateText(id, answer))
     },
   )
+
+  /** What is well-formed and yet cannot be. */
+  function impossible(body: unknown): ProblemField[] {
+    try {
+      lifecycle.assertPlan(planRun(body))
+      return []
+    } catch (error) {
+      if (error instanceof RunplaneError && error.errors) return error.errors
+      throw error
+    }
+  }
 }
 
 /** The answer as text: going through objects again would cost more than folding the state. */
