@@ -19,6 +19,8 @@ export interface RunHead {
   lastRawSeq: number
   /** The first canonical event that retention kept. */
   firstSeq: number
+  /** The first raw event that it kept. */
+  firstRawSeq: number
 }
 
 export interface EventFilter {
@@ -177,7 +179,8 @@ export function createLogReader({ sql }: { sql: Sql }) {
 
   return {
     async findRun(workspaceId: string, runId: string): Promise<RunHead | undefined> {
-      const [row] = await sql`select key, status, last_seq, last_raw_seq, first_seq from runs where workspace_id = ${workspaceId} and id = ${runId}`
+      const [row] =
+        await sql`select key, status, last_seq, last_raw_seq, first_seq, first_raw_seq from runs where workspace_id = ${workspaceId} and id = ${runId}`
       if (!row) return undefined
       return {
         key: String(row.key),
@@ -187,6 +190,7 @@ export function createLogReader({ sql }: { sql: Sql }) {
         lastSeq: Number(row.last_seq),
         lastRawSeq: Number(row.last_raw_seq),
         firstSeq: Number(row.first_seq),
+        firstRawSeq: Number(row.first_raw_seq),
       }
     },
 

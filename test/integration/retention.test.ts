@@ -84,6 +84,8 @@ t.test('a trimmed run has the states, the stream and the numbers that it had, fr
     t.same((await client.events(runId)).slice(0, -1), kept)
     t.match((await client.get(`/runs/${runId}/events?afterSeq=3&limit=1`)).body, { firstSeq: trimmed.firstSeq })
 
+    t.match((await client.get(`/runs/${runId}/raw?limit=1`)).body, { firstRawSeq: Number, data: [{ rawSeq: Number }] })
+
     // Caches may go at any time.
     await database.sql`delete from run_checkpoints`
     await database.sql`delete from run_projections`

@@ -81,7 +81,8 @@ export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypeb
         const { items, lastRawSeq } = await log.pageOfRaw({ runKey: run.key, afterRawSeq, limit, maxBytes: PAGE_BYTES })
         const headSeq = Math.max(run.lastRawSeq, items.length > 0 ? lastRawSeq : 0)
         const next = items.length > 0 && lastRawSeq < headSeq ? `"nextAfterSeq":${lastRawSeq},` : ''
-        return sendText(reply, '{"data":[', [Buffer.from(items.join(','))], `],${next}"headSeq":${headSeq}}`)
+        const first = afterRawSeq < run.firstRawSeq - 1 ? `"firstRawSeq":${run.firstRawSeq},` : ''
+        return sendText(reply, '{"data":[', [Buffer.from(items.join(','))], `],${next}${first}"headSeq":${headSeq}}`)
       },
     )
 

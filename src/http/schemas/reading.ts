@@ -99,6 +99,7 @@ export const RawPage = Type.Object(
   {
     data: Type.Array(reference(RawEvent)),
     nextAfterSeq: Type.Optional(Type.Integer({ description: 'only if there is more: the `afterRawSeq` of the next page' })),
+    firstRawSeq: Type.Optional(Type.Integer({ description: 'only if raw events after the cursor are not kept any more (retention): the first one that is' })),
     headSeq: Type.Integer({ description: 'the rawSeq of the last raw event that there is' }),
   },
   { $id: 'RawPage' },
