@@ -133,8 +133,6 @@ export function decideExpiry(expiry: { jitter: number }, run: FoldedRun, place: 
         workerId,
         leaseExpiresAt,
         queue: place.queue,
-        // The session goes on, and so does its time.
-        ...(place.ttlExpiresAt !== null && { ttlExpiresAt: place.ttlExpiresAt }),
       },
     },
   ]
