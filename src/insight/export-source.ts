@@ -69,8 +69,8 @@ export interface ExportSourceDeps {
   redactorFor(profile: Profile): Promise<Redactor>
 }
 
-const PAGE_EVENTS = 1000
-const PAGE_BYTES = 524_288
+const PAGE_EVENTS = 500
+const PAGE_BYTES = 262_144
 /** A run that is written all the time is folded at the head of its row, rather than met at rest. */
 const TRIES = 3
 

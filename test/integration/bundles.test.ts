@@ -300,7 +300,7 @@ for (const [name, open] of databases) {
           { numRuns: 150 },
         )
         const damaged = Buffer.from(bundle)
-        damaged[Math.floor(damaged.length / 2)] ^= 1
+        damaged.writeUInt8(damaged.readUInt8(damaged.length >> 1) ^ 1, damaged.length >> 1)
         t.match(await importInto(url, damaged, `?as=damaged-${format}-${name}`), { status: 400, body: { code: 'VALIDATION_ERROR' } })
       }
       const changed = (await exportOf(url, 'original', everything('ndjson'))).toString().replace(/(?<="canonical_event".*)"build 1"/, '"build 9"')
@@ -391,7 +391,7 @@ for (const [name, open] of databases) {
     const rows = async (query: string) => (await connection.runAndReadAll(query)).getRowObjectsJson()
     const state = (await client.state('original')).state as { llm: { totals: { totalTokens: number; inputTokens: number; costUsd: number } } }
     const events = `'${join(folder, 'tables/events.parquet')}'`
-    const [sums] = await rows(`select count(*) n, sum(tokens) tokens, sum(input_tokens) told, sum(cost_usd) cost, min(seq) low, max(seq) high,
+    const [sums] = await rows(`select count(*) n, sum(tokens) tokens, sum(input_tokens) told, sum(cost_usd) spent, min(seq) low, max(seq) high,
       min(ts)::timestamptz is not null timed, count(distinct type) types, sum(case when json_valid(data) then 1 else 0 end) valid from ${events}`)
     const now = (await client.state('original')).version
     t.match(sums, {
@@ -403,7 +403,7 @@ for (const [name, open] of databases) {
       timed: true,
       valid: String(now),
     })
-    t.equal(Number(sums?.cost), state.llm.totals.costUsd)
+    t.equal(Number(sums?.spent), state.llm.totals.costUsd)
     const [steps] = await rows(`select count(*) n, count(ended_at) ended, min(duration_ms) ms from '${join(folder, 'tables/steps.parquet')}'`)
     t.same(steps, { n: '3', ended: '3', ms: 12 })
     const [calls] = await rows(
