@@ -63,7 +63,7 @@ export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = a
           'x-worker-id': Type.Optional(Type.String({ minLength: 1, maxLength: 256 })),
         }),
         // A stream, which is content or checked by hand.
-        body: Type.Unknown({ description: 'the content, or, as application/json, an ArtifactCommand' }),
+        body: Type.Unsafe<unknown>({ anyOf: [{ $ref: 'ArtifactCommand#' }, { description: 'the content, of any type' }] }),
         response: { 200: reference(StoredArtifact), 201: reference(StoredArtifact) },
       },
     },
