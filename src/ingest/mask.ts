@@ -38,6 +38,7 @@ export const NO_MASK: Mask = {
 }
 
 const MASKED = /^\[masked(?::[a-p]{12})?\]/
+const STAND_IN_START = '[masked'
 /** `[masked:` and the letters and `]` */
 const STAND_IN_CHARS = 21
 const LETTERS = 'abcdefghijklmnop'
@@ -77,8 +78,11 @@ export function createMask(patterns: readonly string[], key?: Buffer): Mask {
     let at = 0
     for (const [begin, stop] of matcher.find(text)) {
       if (begin >= end) break
-      const before = text.lastIndexOf('[masked', begin)
-      const standing = before >= at ? MASKED.exec(text.slice(before, before + STAND_IN_CHARS)) : null
+      // Looked for close by only: a text may be nothing but matches.
+      const low = Math.max(at, begin - STAND_IN_CHARS)
+      const offset = text.slice(low, begin + STAND_IN_START.length).lastIndexOf(STAND_IN_START)
+      const before = low + offset
+      const standing = offset >= 0 ? MASKED.exec(text.slice(before, before + STAND_IN_CHARS)) : null
       if (standing && stop <= before + standing[0].length) continue
       masked += text.slice(at, begin) + standIn(text.slice(begin, stop))
       at = stop
