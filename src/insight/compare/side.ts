@@ -1,6 +1,6 @@
 /**
  * One of the two runs that are compared, wherever it is: in the log as of a seq, or in a bundle.
- * What every event needs is in columns (26 bytes an event); payloads are read for the few events that are shown.
+ * What every event needs is in columns (34 bytes an event); payloads are read for the few events that are shown.
  */
 import type { CanonicalEvent } from '../../domain/canonical-event.js'
 import type { FoldState } from '../../projections/fold.js'
