@@ -5,6 +5,7 @@
 import { readFileSync } from 'node:fs'
 import { type Static, Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
+import { ConfigError } from '../config.js'
 import builtIn from './model-prices.json' with { type: 'json' }
 
 const price = Type.Number({ minimum: 0, maximum: 1_000_000 })
@@ -37,13 +38,13 @@ export interface TokenCounts {
 /** What may follow a model's name in the name of one of its versions: a date or a tag; a shorter number names another model. */
 const VERSION = /^[-@:](?:\d{3,}[\d-]*(?:-v\d+(?::\d+)?)?|v\d+(?::\d+)?|latest|preview.*|exp.*)$/
 
-/** The table of MODEL_PRICES_FILE, or the built-in one. @throws Error that names the file. */
+/** The table of MODEL_PRICES_FILE, or the built-in one. @throws ConfigError that names the file. */
 export function loadPrices(path: string | undefined): PriceTable {
   if (path === undefined) return createPrices()
   try {
     return createPrices(JSON.parse(readFileSync(path, 'utf8')))
   } catch (error) {
-    throw new Error(`MODEL_PRICES_FILE: ${path} cannot be used: ${error instanceof Error ? error.message : String(error)}`)
+    throw new ConfigError(`MODEL_PRICES_FILE: ${path} cannot be used: ${error instanceof Error ? error.message : String(error)}`)
   }
 }
 
