@@ -324,7 +324,7 @@ function alphabetOf(trees: readonly Tree[]): Alphabet {
   const firsts = [...edges].filter((edge) => edge <= LAST_UNIT).sort((left, right) => left - right)
   if (firsts.length > MAX_CLASSES) throw new PatternError(`the patterns tell more than ${MAX_CLASSES} kinds of characters apart`)
   const classOf = new Uint8Array(LAST_UNIT + 1)
-  firsts.forEach((first, index) => classOf.fill(index, first, firsts[index + 1] ?? LAST_UNIT + 1))
+  for (const [index, first] of firsts.entries()) classOf.fill(index, first, firsts[index + 1] ?? LAST_UNIT + 1)
   return { classOf, firsts, beside: firsts.map((first) => (isIn(WORD, first) ? WORD_UNIT : OTHER_UNIT)) }
 }
 

@@ -32,7 +32,7 @@ t.test('full leaves everything as it is', async (t) => {
   t.equal(createRedactor('full', KEY).event(one), one)
 })
 
-t.test('a redacted event fits its type, keeps its shape, and folds', async (t) => {
+t.test('a redacted event fits its type, keeps its shape, and folds', async () => {
   await fc.assert(
     fc.asyncProperty(arbitraryEvents({ maxLength: 30 }), async (events) => {
       for (const profile of PROFILES) {
