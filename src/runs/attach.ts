@@ -77,8 +77,6 @@ interface SourceRow {
 
 /** New runs are looked for at most this often. */
 const LOOK_MS = 100
-/** After an error that is not the source's. */
-const PAUSE_MS = 1000
 
 export function createAttach(deps: AttachDeps): Attach {
   const { sql, log, config, logger, random = Math.random } = deps
@@ -173,7 +171,7 @@ export function createAttach(deps: AttachDeps): Attach {
         if (!row || row.owner_id !== ownerId) return
         if (isTerminal(row.run_status)) return await finish(source, 'ended', null)
         // Whatever another version has left here.
-        if (typeof source.config?.url !== 'string') return await fail(source, 'The source is stored without a URL.', row.cursor)
+        if (typeof source.config?.url !== 'string') return await fail(source, 'The source is stored without a URL.')
         if (!binding && (await tellBinding(source, row.cursor)) === 'over') continue
         binding = true
         const end = await readSource(reader, {
@@ -192,15 +190,15 @@ export function createAttach(deps: AttachDeps): Attach {
         })
         if (end.kind === 'lost') return
         if (end.kind === 'ended') return await tellEnd(source, bound, row.cursor)
-        if (end.kind === 'never') return await fail(source, end.reason, row.cursor)
+        if (end.kind === 'never') return await fail(source, end.reason)
         if (end.kind === 'over' || signal.aborted) continue
         tries = end.events > 0 ? 1 : tries + 1
         const failures = await noteClosed(source, end, tries)
-        if (failures >= config.SOURCE_MAX_FAILURES) return await fail(source, `${end.reason} It was tried ${failures} times in a row.`, row.cursor)
+        if (failures >= config.SOURCE_MAX_FAILURES) return await fail(source, `${end.reason} It was tried ${failures} times in a row.`)
         await delay(pauseMs(tries, end.atLeastMs), undefined, { signal, ref: false }).catch(() => {})
       } catch (error) {
         logger.warn({ err: error, runKey: source.run_key }, 'a source could not be read; it is tried again')
-        await delay(PAUSE_MS, undefined, { signal, ref: false }).catch(() => {})
+        await delay(pauseMs(++tries, 0), undefined, { signal, ref: false }).catch(() => {})
       }
     }
     if (!closed)
@@ -238,7 +236,7 @@ export function createAttach(deps: AttachDeps): Attach {
 
   /** The source's own end: what becomes of the run is for its events or its workers to say, but for one that has had no source at all. */
   async function tellEnd(source: ClaimedSource, bound: boolean, cursor: string | null): Promise<void> {
-    if (!bound) return fail(source, 'The source answered 204, that it has nothing, before it was open.', cursor)
+    if (!bound) return fail(source, 'The source answered 204, that it has nothing, before it was open.')
     const detail = 'The source has said that there is no more (204).'
     await log.append({
       runKey: source.run_key,
@@ -250,7 +248,9 @@ export function createAttach(deps: AttachDeps): Attach {
     await finish(source, 'ended', detail)
   }
 
-  async function fail(source: ClaimedSource, reason: string, cursor: string | null): Promise<void> {
+  async function fail(source: ClaimedSource, reason: string): Promise<void> {
+    // The connection that ended with this may have moved it on.
+    const { cursor = null } = (await current(source.run_key)) ?? {}
     const outcome = await log.append({
       runKey: source.run_key,
       receivedAt: new Date().toISOString(),

@@ -230,13 +230,15 @@ t.test('an event id that is used again for something else is told in the log', a
 t.test('a source that sends something else altogether is given up', async (t) => {
   const source = await sourceServer(t, async (_request, response) => {
     sse(response)
-    const page = 'data: <html>\n\n'.repeat(100)
-    while (!response.destroyed) if (!response.write(page)) await room(response)
+    let line = 0
+    const page = () => Array.from({ length: 100 }, () => `id: ${++line}\ndata: <html>\n\n`).join('')
+    while (!response.destroyed) if (!response.write(page())) await room(response)
   })
   const id = newId()
   await one.create({ id, source: { url: source.url } })
   t.match(await runs.ended(id), { status: 'failed', error: { code: 'SOURCE_FAILED', message: /no events of the format 'native'/ } })
   t.equal(source.requests.length, 1)
+  t.ok(Number((await runs.source(id)).cursor) > 1000, 'its cursor is where it stopped')
 })
 
 t.test('a source that cannot be reached for long is given up', async (t) => {

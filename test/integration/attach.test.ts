@@ -62,6 +62,7 @@ t.test('a source', async (t) => {
     source.answer = (_request, response) => sse(response).write(frame(1, 'there'))
     await runs.status(id, 'running')
     source.answer = (_request, response) => sse(response).end(COMPLETED)
+    await eventually('its event', async () => ((await runs.texts(id)).length === 1 ? true : undefined))
     t.match(await runs.source(id), { status: 'reading' })
     await one.log.append({
       runKey: (await runs.run(id)).key,
