@@ -13,6 +13,7 @@
  *              given is released at once
  */
 import { createHash } from 'node:crypto'
+import { setTimeout as delay } from 'node:timers/promises'
 import type { BaseLogger } from 'pino'
 import type { Sql } from '../db/client.js'
 import { decideClaim, decideRelease, type LeaseDefaults } from '../domain/queue.js'
@@ -89,6 +90,8 @@ interface Line {
 const MAX_BATCH = 100
 /** After a line came up short: what another transaction had locked just then may be free. */
 const SECOND_LOOK_MS = 150
+/** While the runs that were found are all locked by others. */
+const CONTENDED_MS = 5
 /** Ends of runs make room in queues with limits; several share a look. */
 const FREED_MS = 10
 const ARRIVED = 'q:'
@@ -157,10 +160,12 @@ export function createClaims({ sql, log, states, defaults, pollMs, logger, publi
         // Where it fails, the append reads what it needs.
         await warm(sql, states, found.runs).catch(() => {})
         handOut(line, found.runs)
-        if (found.isContended || found.runs.length === count) line.lookAgain = true
-        else {
+        if (found.isContended || found.runs.length === count) {
+          line.lookAgain = true
+          if (found.runs.length === 0) await delay(CONTENDED_MS)
+        } else {
           for (const claimer of line.waiting) if (claimer.isLast && claimer.number <= joined) leave(line, claimer)
-          if (line.waiting.size > 0) pollWithin(SECOND_LOOK_MS)
+          if (line.waiting.size > 0 && !line.hasLimits) pollWithin(SECOND_LOOK_MS)
         }
       } while (line.lookAgain)
     } catch (error) {
@@ -278,18 +283,18 @@ export function createClaims({ sql, log, states, defaults, pollMs, logger, publi
     if (isStopped || Date.now() + ms >= pollAt) return
     clearTimeout(pollTimer)
     pollAt = Date.now() + ms
-    pollTimer = setTimeout(() => track(poll()), ms).unref()
+    pollTimer = setTimeout(() => track(poll(ms < pollMs)), ms).unref()
   }
 
-  async function poll(): Promise<void> {
+  /** @param isEarly for those only whose runs may have been locked: where a limit is full, the end of a run tells that there is room. */
+  async function poll(isEarly: boolean): Promise<void> {
     pollAt = Number.POSITIVE_INFINITY
-    const waiting = [...lines.values()].filter((line) => line.waiting.size > 0)
-    if (waiting.length === 0) return
+    const waiting = [...lines.values()].filter((line) => line.waiting.size > 0 && !(isEarly && line.hasLimits))
     try {
       const wanted = new Map(waiting.flatMap((line) => line.queues.map((q) => [hintOf(ARRIVED, line.workspaceId, q), { w: line.workspaceId, q }])))
-      for (const { w, q } of await queuesWithRuns(sql, [...wanted.values()])) woken(hintOf(ARRIVED, w, q))
+      if (wanted.size > 0) for (const { w, q } of await queuesWithRuns(sql, [...wanted.values()])) woken(hintOf(ARRIVED, w, q))
     } finally {
-      pollWithin(pollMs)
+      if ([...lines.values()].some((line) => line.waiting.size > 0)) pollWithin(pollMs)
     }
   }
 
