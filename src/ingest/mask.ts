@@ -9,7 +9,8 @@
  */
 import { isUtf8 } from 'node:buffer'
 import { createHmac } from 'node:crypto'
-import { createMatcher, PatternError } from './mask-pattern.js'
+import { createMatcher } from './mask-matcher.js'
+import { PatternError } from './mask-pattern.js'
 import { parseItem, type RawItem } from './raw-item.js'
 
 export { PatternError } from './mask-pattern.js'

@@ -2,7 +2,8 @@
 import fc from 'fast-check'
 import t from 'tap'
 import { createMask, NO_MASK } from '../../../src/ingest/mask.js'
-import { createMatcher, PatternError } from '../../../src/ingest/mask-pattern.js'
+import { createMatcher } from '../../../src/ingest/mask-matcher.js'
+import { PatternError } from '../../../src/ingest/mask-pattern.js'
 import type { ParsedItem } from '../../../src/ingest/raw-item.js'
 
 const SECRET = 'sk-abcdefghijklmnopqrstuvwx'
