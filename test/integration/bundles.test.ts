@@ -392,7 +392,7 @@ for (const [name, open] of databases) {
     const state = (await client.state('original')).state as { llm: { totals: { totalTokens: number; inputTokens: number; costUsd: number } } }
     const events = `'${join(folder, 'tables/events.parquet')}'`
     const [sums] = await rows(`select count(*) n, sum(tokens) tokens, sum(input_tokens) told, sum(cost_usd) spent, min(seq) low, max(seq) high,
-      min(ts)::timestamptz is not null timed, count(distinct type) types, sum(case when json_valid(data) then 1 else 0 end) valid from ${events}`)
+      min(ts)::timestamptz is not null as timed, count(distinct type) distinct_types, sum(case when json_valid(data) then 1 else 0 end) as json_texts from ${events}`)
     const now = (await client.state('original')).version
     t.match(sums, {
       n: String(now),
@@ -401,7 +401,7 @@ for (const [name, open] of databases) {
       low: '1',
       high: String(now),
       timed: true,
-      valid: String(now),
+      json_texts: String(now),
     })
     t.equal(Number(sums?.spent), state.llm.totals.costUsd)
     const [steps] = await rows(`select count(*) n, count(ended_at) ended, min(duration_ms) ms from '${join(folder, 'tables/steps.parquet')}'`)
