@@ -7,13 +7,13 @@
 import type { Sql } from '../db/client.js'
 import { isTerminal, type RunStatus, TERMINAL_STATUSES } from '../domain/run.js'
 import type { RunKeys } from '../log/run-keys.js'
-import type { States } from '../log/states.js'
+import { pgArray, type States } from '../log/states.js'
 
 /** Rows of one table that one transaction deletes. */
 const BATCH_ROWS = 5000
 const ROUND_MS = 2000
-/** Runs that one round works on at the most, before the timer has its turn. */
-const ROUND_RUNS = 100
+/** Runs that one transaction works on: most are small. */
+const BATCH_RUNS = 50
 
 export interface Deletions {
   /**
@@ -52,41 +52,40 @@ export function createDeletions({ sql, runKeys, states, onDeleted, log }: Deleti
   }
 
   async function round(): Promise<void> {
-    for (let runs = 0; runs < ROUND_RUNS && !closed; ) {
-      const step = await deleteBatch()
-      if (step === 'nothing') return
-      if (step === 'gone') runs++
-    }
+    while (!closed && (await deleteBatch()));
   }
 
-  /** One transaction, on the oldest that no other instance works on. An import that was given up is swept as well, when it is due. */
-  async function deleteBatch(): Promise<'nothing' | 'more' | 'gone'> {
+  /**
+   * One transaction, on the oldest that no other instance works on. An import that was given up is swept as well, when it is due.
+   * @returns whether there may be more
+   */
+  async function deleteBatch(): Promise<boolean> {
     return sql.begin(async (tx) => {
-      const [due] = await tx<{ run_key: string }[]>`
+      const due = await tx<{ run_key: string }[]>`
         select run_key from run_deletions d where due_at <= clock_timestamp() and not exists (select from runs where key = d.run_key)
-        order by due_at limit 1 for update skip locked`
-      if (!due) return 'nothing'
-      const { run_key: key } = due
-      const canonical = await tx`
-        delete from run_events_canonical where run_key = ${key} and seq in (
-          select seq from run_events_canonical where run_key = ${key} order by seq limit ${BATCH_ROWS})`
-      const raw = await tx`
-        delete from run_events_raw where run_key = ${key} and raw_seq in (
-          select raw_seq from run_events_raw where run_key = ${key} order by raw_seq limit ${BATCH_ROWS})`
-      const receipts = await tx`
-        delete from append_receipts where run_key = ${key} and request_key in (
-          select request_key from append_receipts where run_key = ${key} limit ${BATCH_ROWS})`
-      if (Math.max(canonical.count, raw.count, receipts.count) === BATCH_ROWS) return 'more'
-      await tx`delete from run_projections where run_key = ${key}`
-      await tx`delete from run_checkpoints where run_key = ${key}`
-      await tx`delete from run_bases where run_key = ${key}`
-      await tx`delete from producers where run_key = ${key}`
-      await tx`delete from run_sources where run_key = ${key}`
-      await tx`delete from webhook_deliveries where run_key = ${key}`
+        order by due_at limit ${BATCH_RUNS} for update skip locked`
+      if (due.length === 0) return false
+      const keys = pgArray(due.map((row) => row.run_key))
+      const ofThem = tx`run_key = any(${keys}::uuid[])`
+      // Run by run in the order of the keys, and then by their place in the table: else each batch of a long run would look at all that is left of it.
+      const rows = (table: string, order: string) => tx`
+        delete from ${tx(table)} where ctid = any(array(
+          select e.ctid from unnest(${keys}::uuid[]) k
+          cross join lateral (select ctid from ${tx(table)} where run_key = k order by ${tx(order)} limit ${BATCH_ROWS}) e limit ${BATCH_ROWS}))`
+      const canonical = await rows('run_events_canonical', 'seq')
+      const raw = await rows('run_events_raw', 'raw_seq')
+      const receipts = await rows('append_receipts', 'request_key')
+      if (Math.max(canonical.count, raw.count, receipts.count) === BATCH_ROWS) return true
+      await tx`delete from run_projections where ${ofThem}`
+      await tx`delete from run_checkpoints where ${ofThem}`
+      await tx`delete from run_bases where ${ofThem}`
+      await tx`delete from producers where ${ofThem}`
+      await tx`delete from run_sources where ${ofThem}`
+      await tx`delete from webhook_deliveries where ${ofThem}`
       // Content that no other run needs is found by what sweeps contents (insight/artifacts.ts).
-      await tx`delete from run_artifacts where run_key = ${key}`
-      await tx`delete from run_deletions where run_key = ${key}`
-      return 'gone'
+      await tx`delete from run_artifacts where ${ofThem}`
+      await tx`delete from run_deletions where ${ofThem}`
+      return true
     })
   }
 
