@@ -6,6 +6,7 @@
  * A lane is looked at when an event that its endpoint wants was stored here, when a place in it becomes free, and by the poll, which finds what other
  * instances have stored or left behind and what has to be sent again.
  */
+import { setMaxListeners } from 'node:events'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { BaseLogger } from 'pino'
 import type { Database } from '../db/client.js'
@@ -72,6 +73,8 @@ export function createSender(options: SenderOptions) {
   let lanes = new Map<string, Lane>()
   const working = new Set<Promise<void>>()
   const leave = new AbortController()
+  // One for each attempt under way.
+  setMaxListeners(MAX_IN_FLIGHT, leave.signal)
   let inFlight = 0
   let claims = 0
   let closing = false

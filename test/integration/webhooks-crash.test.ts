@@ -41,11 +41,11 @@ function troubled(random: () => number): { good: boolean; behave: Parameters<typ
     behave: async (...[, response]: Parameters<NonNullable<Parameters<typeof startReceiver>[1]>>): Promise<Answer | undefined> => {
       if (random() < 0.3) await delay(random() * 40)
       const luck = state.good ? 1 : random()
-      if (luck < 0.04) return { status: 500 }
-      if (luck < 0.07) return { status: 503 }
-      if (luck < 0.1) response.destroy()
-      else if (luck > 0.11) return OK
-      // And one in a hundred never answers.
+      if (luck < 0.02) return { status: 500 }
+      if (luck < 0.03) return { status: 503 }
+      if (luck < 0.05) response.destroy()
+      else if (luck > 0.055) return OK
+      // And one in two hundred never answers.
       return undefined
     },
   }
@@ -101,11 +101,12 @@ async function killed(t: Test, database: DatabaseKind): Promise<void> {
   for (const receiver of receivers) webhookIds.push(await webhookFor(someClient(), receiver))
   for (const id of RUNS) await someClient().createRun({ id })
 
+  let isOver = false
   const writers = RUNS.map(async (id) => {
-    for (let n = 0; n < 40; n++) {
+    for (let n = 0; !isOver; n++) {
       // Named, so that a repeat after a crash is no second event.
       await untilStored(someClient, id, { id: `${id}-${n}`, source: 'writer', type: 'custom.emitted', data: { name: 'n', value: n } })
-      await delay(random() * 150)
+      await delay(100 + random() * 400)
     }
   })
   for (const writer of writers) writer.catch(() => {})
@@ -117,6 +118,7 @@ async function killed(t: Test, database: DatabaseKind): Promise<void> {
     await service?.kill('SIGKILL')
     await service?.restart()
   }
+  isOver = true
   await Promise.all(writers)
   for (const trouble of troubles) trouble.good = true
   const client = clients[0]
