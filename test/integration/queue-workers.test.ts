@@ -16,7 +16,8 @@ const WORKERS = 20
 const WORKER_DEATHS = 60
 const INSTANCE_DEATHS = 5
 const QUEUE = 'work'
-const ENV = { LEASE_CHECK_MS: '100', RETRY_BASE_MS: '10', RETRY_MAX_MS: '200', MAX_ATTEMPTS: '1000' }
+// Few connections: a killed service leaves its own behind for a moment, and the server has some for other tests too.
+const ENV = { DB_POOL_MAX: '4', COMMITTERS: '2', LEASE_CHECK_MS: '100', RETRY_BASE_MS: '10', RETRY_MAX_MS: '200', MAX_ATTEMPTS: '1000' }
 const WORKER = fileURLToPath(new URL('../support/queue-worker.mjs', import.meta.url))
 
 const living = new Set<ChildProcess>()
