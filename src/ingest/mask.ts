@@ -9,11 +9,11 @@
  */
 import { isUtf8 } from 'node:buffer'
 import { createHmac } from 'node:crypto'
-import { createMatcher } from './mask-matcher.js'
-import { PatternError } from './mask-pattern.js'
+import { createMatcher, PatternError } from './mask-matcher.js'
+
 import { parseItem, type RawItem } from './raw-item.js'
 
-export { PatternError } from './mask-pattern.js'
+export { PatternError } from './mask-matcher.js'
 
 export interface Mask {
   /** There are no patterns: everything comes back as it went in. */

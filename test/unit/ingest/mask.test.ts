@@ -2,8 +2,7 @@
 import fc from 'fast-check'
 import t from 'tap'
 import { createMask, NO_MASK } from '../../../src/ingest/mask.js'
-import { createMatcher } from '../../../src/ingest/mask-matcher.js'
-import { PatternError } from '../../../src/ingest/mask-pattern.js'
+import { createMatcher, PatternError } from '../../../src/ingest/mask-matcher.js'
 import type { ParsedItem } from '../../../src/ingest/raw-item.js'
 
 const SECRET = 'sk-abcdefghijklmnopqrstuvwx'
@@ -129,18 +128,19 @@ t.test('patterns that cannot be used say why', async (t) => {
   const bad: [string, RegExp][] = [
     ['a*', /empty text/],
     ['^', /empty text/],
-    ['(?=a)b', /not supported/],
-    ['(?<!a)b', /not supported/],
-    ['(a)\\1', /not supported/],
-    ['(a', /not closed/],
-    ['[a', /not closed/],
-    ['a)', /stands alone/],
-    ['*a', /nothing before/],
-    ['a{2,1}', /at most/],
-    ['a{5000}', /at most/],
-    ['((a{1000}){1000}){1000}', /too large/],
-    ['\\p{L}', /not supported/],
-    ['x\\', /at the end/],
+    ['$', /empty text/],
+    ['\\b', /empty text/],
+    ['(?=a)b', /\(\?=/],
+    ['(?<!a)b', /\(\?</],
+    ['(a)\\1', /\\1/],
+    ['(a', /missing closing/],
+    ['[a', /missing closing/],
+    ['a)', /unexpected/],
+    ['*a', /missing argument/],
+    ['a{2,1}', /invalid repeat/],
+    ['a{5000}', /invalid repeat/],
+    ['((a{1000}){1000}){1000}', /invalid repeat|too large/],
+    ['x\\', /trailing/],
   ]
   for (const [pattern, why] of bad) t.throws(() => createMatcher([pattern]), why, pattern)
   t.throws(() => createMask(['mask']), PatternError)
@@ -156,7 +156,7 @@ t.test('no pattern and no text makes it slow: the steps are bounded by the text'
 
 /** Patterns in the language that both understand, over few letters, so that they match now and then. */
 const pattern: fc.Arbitrary<string> = fc.letrec((tie) => ({
-  unit: fc.constantFrom('a', 'b', 'c', '.', '[ab]', '[^a]', '\\w', '\\d', '\\s', '\\b', '\\B', '^', '$', '1', '-', '\\.', '\\u0061', '[a-c1]'),
+  unit: fc.constantFrom('a', 'b', 'c', '.', '[ab]', '[^a]', '\\w', '\\d', '\\s', '\\b', '\\B', '^', '$', '1', '-', '\\.', '[a-c1]'),
   atom: fc.oneof({ weight: 4, arbitrary: tie('unit') }, { weight: 1, arbitrary: fc.tuple(tie('either')).map(([inner]) => `(?:${inner})`) }),
   repeated: fc
     .tuple(tie('atom'), fc.constantFrom('', '', '', '*', '+', '?', '{2}', '{1,3}', '{2,}', '+?'))
@@ -178,6 +178,8 @@ t.test('it finds what the regular expressions of JavaScript find', async (t) => 
       }
       compared++
       const expected = new RegExp(source, 'u').exec(text)
+      // An edge with nothing beside it is nothing to mask.
+      if (expected?.[0] === '') return
       if (matcher.test(text) !== (expected !== null)) throw new Error(`/${source}/ in ${JSON.stringify(text)}: ${matcher.test(text)}`)
       const [first] = matcher.find(text)
       if ((first?.[0] ?? -1) !== (expected?.index ?? -1)) throw new Error(`/${source}/ in ${JSON.stringify(text)}: at ${first?.[0]}, not ${expected?.index}`)
