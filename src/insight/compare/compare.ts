@@ -64,6 +64,9 @@ export async function compare(left: Side, right: Side, options: CompareOptions):
       for (const gap of gaps)
         approximate.push({ what, left: seqs(leftColumns, gap.leftFrom, gap.leftTo), right: seqs(rightColumns, gap.rightFrom, gap.rightTo) })
     }
+    // What retention has taken, or an export has left out, cannot be compared.
+    const [leftMissing, rightMissing] = [leftColumns, rightColumns].map(({ firstSeq }) => (firstSeq > 1 ? { fromSeq: 1, toSeq: firstSeq - 1 } : null))
+    if (leftMissing || rightMissing) approximate.push({ what: 'events', left: leftMissing ?? null, right: rightMissing ?? null })
     if (wanted.has('eventTypes')) answer.eventTypes = eventTypes(leftColumns, rightColumns)
     if (wanted.has('firstDivergence') || wanted.has('events')) {
       const alignment = await align(leftColumns, rightColumns, pauses)
