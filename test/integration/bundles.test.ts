@@ -1,4 +1,5 @@
 /** Exports, imports and `runplane verify`, on both databases. */
+import '../support/parquet-loader.js'
 import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { writeFile } from 'node:fs/promises'

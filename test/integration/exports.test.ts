@@ -1,4 +1,5 @@
 /** Exports of many runs: a job with progress, a zip of bundles, a signed URL; and the table of runs as CSV. */
+import '../support/parquet-loader.js'
 import { mkdtempSync, readdirSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'

@@ -1,6 +1,7 @@
 /**
  * Whatever a run holds, its bundle brings it back: the same event files, the same state, in each format, also under another id, and redacted.
  */
+import '../support/parquet-loader.js'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import fc from 'fast-check'

@@ -1,4 +1,5 @@
 /** An instance of the service in this process, and what bundles are made of, for the tests of exports and imports. */
+import './parquet-loader.js'
 import { execFileSync } from 'node:child_process'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import type { AddressInfo } from 'node:net'
