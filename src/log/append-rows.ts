@@ -134,6 +134,7 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
       k: run.row.key,
       f: run.row.last_seq,
       g: run.row.last_raw_seq,
+      ...(run.holder !== undefined && { w: run.holder }),
       n: run.lastSeq,
       r: run.lastRawSeq,
       s: status,
@@ -155,7 +156,7 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
   await tx`
       with u as (
         select * from json_to_recordset(${JSON.stringify(updates)}::text::json)
-          as u(k uuid, f bigint, g bigint, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, place jsonb, usage json)
+          as u(k uuid, f bigint, g bigint, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, w text, place jsonb, usage json)
       ) ${guarded ? guard(tx, changed.length) : tx``}, raw as (
         insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
         select k, n, at, f, c, fmt, rt, s, i, b from json_to_recordset(${`[${out.raw.join(',')}]`}::text::json)
@@ -173,9 +174,10 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
       from u where runs.key = u.k and ${held}`.execute()
 }
 
-/** Locks the rows before anything is inserted, so that two writers cannot wait for each other; a row that has moved on is not among them. */
+/** Locks the rows before anything is inserted, so that two writers cannot wait for each other; a row that has moved on, or that its worker has lost, is not among them. */
 const guard = (tx: Queries, runs: number) => tx`, locked as (
-  select r.key from u join runs r on r.key = u.k where r.last_seq = u.f and r.last_raw_seq = u.g order by r.key for update of r
+  select r.key from u join runs r on r.key = u.k where r.last_seq = u.f and r.last_raw_seq = u.g
+    and (u.w is null or r.worker_id = u.w and (r.lease_expires_at is null or r.lease_expires_at > clock_timestamp())) order by r.key for update of r
 ), held as (
   select 1 / (case when (select count(*) from locked) = ${runs}::int then 1 else 0 end) as yes
 )`

@@ -62,6 +62,8 @@ export interface RunWork {
   lastRawSeq: number
   status: RunStatus
   placement: Partial<Placement>
+  /** The statement is to store nothing unless this worker holds the run. */
+  holder?: string
   /** What the overview adds up may have changed. */
   usageChanged: boolean
   committed: CommittedEvent[]
@@ -154,7 +156,9 @@ function appendOne(request: AppendRequest, run: RunWork, { known, receipts, owne
       `The run's head is ${run.lastSeq}, not ${request.ifMatch}. Read what came after ${request.ifMatch}, then decide again.`,
     )
   }
-  if (request.workerId !== undefined) {
+  // Of a holder that the statement makes sure of, no more is to be known, until something moves the run.
+  const isSure = run.holder === request.workerId && run.placement === UNREAD
+  if (request.workerId !== undefined && !isSure) {
     const place = placed(run)
     assertHolder(request.workerId, { runId: run.row.id, status: run.status }, place, place.now)
   }

@@ -96,13 +96,12 @@ export async function appendGroup(
   }
 }
 
-/** Whether the work needs nothing from the database: plain events for runs whose rows and states are in memory. */
+/** Whether the work needs nothing from the database: plain events, be it of the run's worker, for runs whose rows and states are in memory. */
 function isKnown(requests: readonly AppendRequest[], hot: Map<string, HotState>): boolean {
   const nowMs = performance.now()
   for (const { state, row, contendedUntilMs } of hot.values()) if (!state || row?.lastSeq !== state.version || nowMs < contendedUntilMs) return false
   return requests.every(
-    ({ create, decide, ifMatch, producer, requestKey, workerId, source }) =>
-      (create ?? decide ?? ifMatch ?? producer ?? requestKey ?? workerId ?? source) === undefined,
+    ({ create, decide, ifMatch, producer, requestKey, source }) => (create ?? decide ?? ifMatch ?? producer ?? requestKey ?? source) === undefined,
   )
 }
 
@@ -125,13 +124,18 @@ async function storeAtOnce(
       beginWork({ key: runKey, id: row.id, workspace_id: row.workspaceId, last_seq: row.lastSeq, last_raw_seq: row.lastRawSeq, hooked: true }, state),
     )
   }
+  for (const { runKey, workerId } of requests) {
+    const work = works.get(runKey)
+    if (work && workerId !== undefined) work.holder ??= workerId
+  }
   const rows = noRows()
   let result: GroupResult
   try {
     result = workOff(requests, works, { created: new Set(), known: new Map(), receipts: new Map(), owners: new Map() }, rows)
-  } catch (error) {
+  } catch {
+    // It will come again on the long way, or something was to be asked after all.
     dropStates(hot)
-    throw error
+    return undefined
   }
   // Rejected items alone: what is wrong with them is known, whether the run is still there is not.
   const [first] = result.committed

@@ -92,6 +92,11 @@ const WORKSPACE_SCAN = 20_000
 /** The most that one piece of frames holds, but for a single frame that is larger: what a stalled reader keeps waiting in its socket. */
 export const PIECE_BYTES = 65_536
 
+interface EventSizes {
+  largest: number
+  average: number
+}
+
 /** Runs of which it is remembered how large their events are. */
 const MAX_SIZED_RUNS = 1000
 
@@ -103,23 +108,27 @@ const FRAME_BYTES = FRAME.start.length + FRAME.middle.length + FRAME.end.length
 const number = (bytes: Buffer | null | undefined) => (bytes ? Number(bytes.toString('latin1')) : 0)
 
 export function createLogReader({ sql }: { sql: Sql }) {
-  /** Bytes of the largest event of a run's last page. */
-  const largest = new Map<string, number>()
+  /** Bytes of the events of a run's last page. */
+  const sizes = new Map<string, EventSizes>()
 
-  function remember(runKey: string, bytes: number): void {
-    largest.delete(runKey)
-    if (bytes > 0) largest.set(runKey, bytes)
-    if (largest.size > MAX_SIZED_RUNS) for (const oldest of largest.keys()) if (largest.delete(oldest)) break
+  function remember(key: string, largest: number, total: number, count: number): void {
+    sizes.delete(key)
+    if (count > 0) sizes.set(key, { largest, average: total / count })
+    if (sizes.size > MAX_SIZED_RUNS) for (const oldest of sizes.keys()) if (sizes.delete(oldest)) break
   }
+
+  /** Events known to be small: a limit will do then; should they have grown, what is too much is sent once, and let go of. */
+  const areSmall = (known: EventSizes | undefined, limit: number, maxBytes: number) => known !== undefined && known.largest * limit <= 4 * maxBytes
+  /** No more than will be taken, as far as is known. */
+  const fitting = (known: EventSizes | undefined, limit: number, maxBytes: number) =>
+    known === undefined ? limit : Math.min(limit, Math.max(16, Math.ceil(maxBytes / known.average)))
 
   /** The events of a page, those that begin within `maxBytes`, and one more to tell whether there is more. */
   function found({ runKey, afterSeq, limit, maxBytes, filter }: PageRequest, upTo: number) {
     const range = isFiltered(filter) ? sql`and e.seq <= ${upTo} ${matching(filter)}` : sql``
     const rows = sql`
       select seq, event from run_events_canonical e where e.run_key = ${runKey} and e.seq > ${afterSeq} ${range} order by e.seq limit ${limit + 1}`
-    const eventBytes = largest.get(runKey)
-    // Where events are known to be small the limit alone will do; should they have grown, what is too much is sent once, and let go of.
-    if (eventBytes !== undefined && eventBytes * limit <= 4 * maxBytes && !isFiltered(filter)) return rows
+    if (areSmall(sizes.get(runKey), limit, maxBytes) && !isFiltered(filter)) return rows
     // The window keeps Postgres from sending much more than is taken. It counts bytes as stored, which costs no copy and is never more than an event has.
     return sql`
       select seq, event from (
@@ -145,8 +154,9 @@ export function createLogReader({ sql }: { sql: Sql }) {
    * @param take gets the events in order, each with its seq as text. They share memory with what the driver has read: copy what is kept.
    */
   async function page(request: PageRequest, take: (seq: Buffer, event: Buffer) => void): Promise<LogPage | undefined> {
-    const { runKey, afterSeq, limit, maxBytes, filter } = request
+    const { runKey, afterSeq, maxBytes, filter } = request
     const filtered = isFiltered(filter)
+    const limit = filtered ? request.limit : fitting(sizes.get(runKey), request.limit, maxBytes)
     const upTo = filtered ? afterSeq + (request.maxScan ?? PAGE_SCAN) : Number.MAX_SAFE_INTEGER
     let head: [RunStatus, number, number] | undefined
     let last: Buffer | undefined
@@ -156,7 +166,7 @@ export function createLogReader({ sql }: { sql: Sql }) {
     let isCut = false
     await sql`
       select 0::bigint as seq, json_build_array(status, last_seq, first_seq) as event from runs where key = ${runKey}
-      union all (${found(request, upTo)})`
+      union all (${found({ ...request, limit }, upTo)})`
       .raw()
       .forEach(([seq, event]) => {
         if (!seq || !event) return
@@ -171,7 +181,7 @@ export function createLogReader({ sql }: { sql: Sql }) {
         }
       })
     if (!head) return undefined
-    if (!filtered) remember(runKey, largestBytes)
+    if (!filtered) remember(runKey, largestBytes, bytes, count)
     const [status, headSeq, firstSeq] = head
     const scannedTo = last && (isCut || bytes >= maxBytes) ? number(last) : Math.max(afterSeq, Math.min(upTo, headSeq))
     return { count, scannedTo, status, terminal: isTerminal(status), headSeq, firstSeq }
@@ -259,23 +269,33 @@ export function createLogReader({ sql }: { sql: Sql }) {
      * The same as lines of a bundle: the exact text of `pageOfRaw`, but for a body that has a line break of its own, which is `bodyText`, a JSON text of it.
      * They share memory with what the driver has read: copy what is kept.
      */
-    async pageOfRawLines({ runKey, afterRawSeq, limit, maxBytes }: { runKey: string; afterRawSeq: number; limit: number; maxBytes: number }) {
+    async pageOfRawLines({ runKey, afterRawSeq, limit: most, maxBytes }: { runKey: string; afterRawSeq: number; limit: number; maxBytes: number }) {
       const lines: Buffer[] = []
+      const known = sizes.get(`raw ${runKey}`)
+      const limit = fitting(known, most, maxBytes)
+      const rows = sql`select * from run_events_raw where run_key = ${runKey} and raw_seq > ${afterRawSeq} order by raw_seq limit ${limit}`
+      const found = areSmall(known, limit, maxBytes)
+        ? rows
+        : sql`select * from (select *, sum(octet_length(body)) over (order by raw_seq rows unbounded preceding) - octet_length(body) as before from (${rows}) found) sized
+            where before < ${maxBytes}`
+      let largestBytes = 0
+      let bytes = 0
       await sql`
-        select concat('{"rawSeq":', raw_seq, ',"receivedAt":"', regexp_replace(to_char(received_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), '000Z$', 'Z'),
+        select concat('{"rawSeq":', raw_seq, ',"receivedAt":"', to_char(received_at at time zone 'UTC',
+            case when date_trunc('milliseconds', received_at) = received_at then 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"' else 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"' end),
           '","format":', to_json(format), ',"rawType":', to_json(raw_type), ',"source":', to_json(source), ',"eventId":' || to_json(event_id), ',"seqs":[',
           case seq_count when 0 then '' when 1 then first_seq::text
             else (select string_agg(s::text, ',' order by s) from generate_series(first_seq, first_seq + seq_count - 1) s) end,
           '],"body', case when position(chr(10) in body) + position(chr(13) in body) > 0 then concat('Text":', to_json(body)) else concat('":', body) end, '}')
-        from (
-          select *, sum(octet_length(body)) over (order by raw_seq rows unbounded preceding) - octet_length(body) as before
-          from (select * from run_events_raw where run_key = ${runKey} and raw_seq > ${afterRawSeq} order by raw_seq limit ${limit}) found
-        ) sized
-        where before < ${maxBytes} order by raw_seq`
+        from (${found}) page order by raw_seq`
         .raw()
         .forEach(([line]) => {
-          if (line) lines.push(line)
+          if (!line) return
+          lines.push(line)
+          bytes += line.length
+          if (line.length > largestBytes) largestBytes = line.length
         })
+      remember(`raw ${runKey}`, largestBytes, bytes, lines.length)
       const last = lines.at(-1)
       return { lines, lastRawSeq: last ? number(last.subarray('{"rawSeq":'.length, last.indexOf(0x2c))) : afterRawSeq }
     },
