@@ -192,6 +192,8 @@ export function createExportJobs(deps: ExportJobsDeps): ExportJobs {
     const zip = new ZipFile()
     const out = zip.outputStream.pipe(new PassThrough())
     let current: Readable | undefined
+    // Whoever reads is told, whenever they begin; an error that nobody listens for yet would end the process.
+    out.on('error', () => {})
     // Nobody reads on: what is being written must not wait for ever.
     out.once('close', () => current?.destroy())
     signal.addEventListener('abort', () => out.destroy(signal.reason))

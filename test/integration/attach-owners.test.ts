@@ -31,6 +31,7 @@ t.test('instances on one database', async (t) => {
     )
 
     // Two of them stop: the last one takes up what they read, and says so.
+    const others = 30 - (instances[2]?.attach.size ?? 0)
     await instances[0]?.close()
     await instances[1]?.close()
     await eventually('the last one has them all', () => (instances[2]?.attach.size === 30 ? true : undefined))
@@ -40,7 +41,7 @@ t.test('instances on one database', async (t) => {
       await eventually(`${id} says so`, async () => (requested(id) === 1 || (await runs.types(id)).includes('run.recovered') ? true : undefined))
       t.ok((await runs.types(id)).filter((type) => type === 'run.recovered').length <= requested(id) - 1, id)
     }
-    t.ok(source.requests.length > 30)
+    t.ok(source.requests.length >= 30 + others)
     source.answer = (_request, response) => sse(response).end(COMPLETED)
     await instances[2]?.close()
     const last = attachedInstance(t, database)
