@@ -10,7 +10,7 @@
  * Exits with 0 whether targets are met or not: the table says so. Databases that it makes are its own, and are removed.
  */
 import { execFileSync } from 'node:child_process'
-import { writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { availableParallelism, totalmem } from 'node:os'
 import { performance } from 'node:perf_hooks'
 import { parseArgs } from 'node:util'
@@ -22,6 +22,7 @@ import { type BenchDatabase, embeddedDatabase, serverDatabase } from './database
 import { exportLines, exportZip } from './export.js'
 import { fanOut, latency } from './fan-out.js'
 import { importBundle } from './import.js'
+import type { Row } from './measure.js'
 import { live, stalled } from './memory.js'
 import { overview } from './overview.js'
 import { startService, stopAll } from './process.js'
@@ -110,9 +111,19 @@ for (const make of databases) {
   }
 }
 console.log(`\n${markdown(report)}\ntook ${((performance.now() - startedAt) / 60_000).toFixed(1)} minutes`)
-if (!options.quick && !options.profile && options.only === undefined) {
-  writeFileSync(new URL('../docs/BENCHMARKS.md', import.meta.url), markdown(report))
-  writeFileSync(new URL('../docs/benchmarks.json', import.meta.url), `${JSON.stringify(report, null, 2)}\n`)
+if (!options.quick && !options.profile) {
+  // What was measured now takes the place of what was measured before, row by row.
+  const file = new URL('../docs/benchmarks.json', import.meta.url)
+  const before: Report = JSON.parse(readFileSync(file, 'utf8'))
+  const isNew = (row: Row) => !report.rows.some((other) => other.what === row.what && other.database === row.database)
+  const kept = before.rows.filter(isNew).map((row) => ({ ...row, measuredAt: row.measuredAt ?? before.measuredAt }))
+  const merged = {
+    ...report,
+    machine: { ...report.machine, postgres: { ...before.machine.postgres, ...report.machine.postgres } },
+    rows: [...report.rows, ...kept],
+  }
+  writeFileSync(new URL('../docs/BENCHMARKS.md', import.meta.url), markdown(merged))
+  writeFileSync(file, `${JSON.stringify(merged, null, 2)}\n`)
 }
 
 async function measure(database: BenchDatabase): Promise<void> {

@@ -24,6 +24,8 @@ export interface Row {
   target?: string
   met?: boolean
   note?: string
+  /** Where it was measured earlier than the rest of the table. */
+  measuredAt?: string
 }
 
 export function quantile(values: readonly number[], q: number): number {

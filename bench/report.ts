@@ -13,7 +13,7 @@ export function markdown(report: Report): string {
   const postgres = Object.entries(machine.postgres).map(([kind, version]) => `${kind} ${version}`)
   return `# Benchmarks
 
-The last run of \`npm run bench\`, which overwrites this page. What each row measures, its knobs and its target are in the header of the
+The last run of \`npm run bench\`, which overwrites the rows that it measures. What each row measures, its knobs and its target are in the header of the
 file under \`bench/\` that measures it. Load generator, service and Postgres share the machine; ours and the baseline are measured in turns,
 and *ratio* is the median of the rounds (least to greatest). The ratios are what to compare; the absolute figures are the machine's.
 
@@ -25,9 +25,10 @@ ${report.rows.map(line).join('\n')}
 `
 }
 
-function line({ what, database, unit, ours, baseline, ratio, target, met, note }: Row): string {
+function line({ what, database, unit, ours, baseline, ratio, target, met, note, measuredAt }: Row): string {
+  const more = [note, measuredAt && `measured ${measuredAt.slice(0, 10)}, an earlier version`].filter((text) => text !== undefined).join('; ')
   const cells = [
-    note === undefined ? what : `${what}<br><sub>${note}</sub>`,
+    more === '' ? what : `${what}<br><sub>${more}</sub>`,
     database,
     figure(ours, unit),
     baseline === undefined ? '' : figure(baseline, unit),
