@@ -19,7 +19,7 @@ export const replayState: Scenario = async ({ database, quick, say, startService
   const events = quick ? 100_000 : EVENTS
   let service = await startService()
   const connection = await openConnection(service.port)
-  const id = await createRun(connection, service.port, 'million')
+  const id = await createRun(connection, service.port, 'replayed-million')
   await fill(connection, service.port, id, SHORT)
   connection.close()
   await service.stop()

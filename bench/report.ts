@@ -26,7 +26,7 @@ ${report.rows.map(line).join('\n')}
 }
 
 function line({ what, database, unit, ours, baseline, ratio, target, met, note, measuredAt }: Row): string {
-  const more = [note, measuredAt && `measured ${measuredAt.slice(0, 10)}, an earlier version`].filter((text) => text !== undefined).join('; ')
+  const more = [note, measuredAt && `measured earlier, ${measuredAt.slice(0, 16).replace('T', ' ')}`].filter((text) => text !== undefined).join('; ')
   const cells = [
     more === '' ? what : `${what}<br><sub>${more}</sub>`,
     database,
