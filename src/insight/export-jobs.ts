@@ -188,11 +188,11 @@ export function createExportJobs(deps: ExportJobsDeps): ExportJobs {
   }
 
   /** The bytes of the zip, made while they are read. */
-  function archive({ workspace_id: workspaceId, request, created_at: createdAt }: JobRow, signal: AbortSignal, onDone: () => void): Readable {
+  function archive({ workspace_id: workspaceId, request, created_at: createdAt }: JobRow, signal: AbortSignal, onDone: () => void): AsyncIterable<Buffer> {
     const zip = new ZipFile()
     const out = zip.outputStream.pipe(new PassThrough())
     let current: Readable | undefined
-    // Whoever reads is told, whenever they begin; an error that nobody listens for yet would end the process.
+    // An error that nobody listens for yet would end the process.
     out.on('error', () => {})
     // Nobody reads on: what is being written must not wait for ever.
     out.once('close', () => current?.destroy())
@@ -242,8 +242,16 @@ export function createExportJobs(deps: ExportJobsDeps): ExportJobs {
       await add('index.json', pieces(`${JSON.stringify({ exportedAt: createdAt, ...request.options, runs: index }, null, 1)}\n`), true)
       zip.end()
     }
-    write().catch((error: Error) => out.destroy(error))
-    return out
+    let failure: Error | undefined
+    write().catch((error: Error) => {
+      failure = error
+      out.destroy(error)
+    })
+    return (async function* () {
+      // A stream that has failed before it is read is not relied on to say so.
+      if (failure) throw failure
+      yield* out
+    })()
   }
 
   async function expire(): Promise<void> {
