@@ -12,7 +12,8 @@ import { connect } from 'node:net'
 import { setTimeout as delay } from 'node:timers/promises'
 import type { Sql } from 'postgres'
 import { uuidv7 } from '../src/domain/ids.js'
-import { compared, inTurns, type Row, seconds, spread, until } from './measure.js'
+import { compared, inTurns, type Row, seconds, spread } from './measure.js'
+import { settled } from './memory.js'
 import type { Service } from './process.js'
 import type { Context, Scenario } from './scenario.js'
 import { must, openConnection, request } from './wire.js'
@@ -211,18 +212,6 @@ export const exportZip: Scenario = async (context) => {
   }
   return [
     compared({ what, database: database.kind, unit: 'events/s', note: `${(packed / MIB).toFixed(0)} MiB` }, pairs, { atLeast: 0.25 }),
-    memoryRow('Memory of that export, at its peak', database.kind, values, 160),
+    memoryRow('Memory of the zip export, at its peak', database.kind, values, 160),
   ]
-}
-
-async function settled(service: Service): Promise<void> {
-  let calm = 0
-  let last = 0
-  await until(async () => {
-    const { now } = await service.resident()
-    calm = Math.abs(now - last) < last / 100 ? calm + 1 : 0
-    last = now
-    await delay(90)
-    return calm >= 10
-  }, 'the memory of the service is steady')
 }

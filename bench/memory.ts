@@ -114,7 +114,7 @@ export const stalled: Scenario = async ({ database, quick, startService, longRun
 }
 
 /** Waits until the resident memory has not moved by more than 1 % for a second. */
-async function settled(server: MeasuredProcess): Promise<void> {
+export async function settled(server: MeasuredProcess): Promise<void> {
   let calm = 0
   let last = 0
   await until(async () => {

@@ -5,6 +5,7 @@
 import { createHash, type Hash } from 'node:crypto'
 import type { Static } from '@sinclair/typebox'
 import { type TypeCheck, TypeCompiler } from '@sinclair/typebox/compiler'
+import type { ImportedRaw } from '../log/import.js'
 import {
   ARTIFACTS_FOLDER,
   BundleError,
@@ -23,7 +24,7 @@ import {
   SECTIONS,
   type Section,
 } from './bundle.js'
-import { type CheckedEvent, type CheckedRaw, checkCanonical, checkRaw } from './bundle-events.js'
+import { type CheckedEvent, checkCanonical, checkRaw } from './bundle-events.js'
 import { HEADER_PLACE } from './bundle-lines.js'
 
 export interface ArtifactPiece {
@@ -151,7 +152,7 @@ export function createBundleCheck() {
       return checked
     },
 
-    raw(line: Buffer): CheckedRaw {
+    raw(line: Buffer): ImportedRaw {
       const { headSeq, headRawSeq } = known()
       if (!raw) {
         firstRawSeq = Number(/^\{"rawSeq":(\d{1,16}),/.exec(line.toString('latin1', 0, 40))?.[1] ?? 1)

@@ -2,6 +2,7 @@
  * Lines of events as an export writes them, checked one by one: each is what the log may hold, and what an export of it would write again,
  * to the byte.
  */
+
 import { isUtf8 } from 'node:buffer'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
 import { type CanonicalEvent, CanonicalEventSchema } from '../domain/canonical-event.js'
@@ -9,22 +10,12 @@ import { toUtc } from '../domain/time.js'
 import { fitDraft } from '../ingest/fit.js'
 import { MAX_EVENT_DEPTH } from '../ingest/json-items.js'
 import { endOfValue, JsonFault } from '../ingest/json-scan.js'
+import type { ImportedRaw } from '../log/import.js'
 import { BundleError, CANONICAL_FILE, RAW_FILE } from './bundle.js'
 
 export interface CheckedEvent {
   text: string
   event: CanonicalEvent
-}
-
-export interface CheckedRaw {
-  rawSeq: number
-  receivedAt: string
-  format: string
-  rawType: string
-  source: string
-  eventId: string | undefined
-  seqs: number[]
-  body: string
 }
 
 /** What the log adds around what was sent, and what the normalisers may wrap it in. */
@@ -74,7 +65,7 @@ export function checkCanonical(line: Buffer, seq: number, runId: string): Checke
 const BODY = Buffer.from(',"body":')
 
 /** A raw event as it is stored, with this rawSeq. */
-export function checkRaw(line: Buffer, rawSeq: number): CheckedRaw {
+export function checkRaw(line: Buffer, rawSeq: number): ImportedRaw {
   const misfit = (what: string) => new BundleError(RAW_FILE, what, rawSeq)
   const { text, value } = parse(RAW_FILE, rawSeq, line)
   if (!isObject(value)) throw misfit('it is no raw event')

@@ -9,6 +9,7 @@ import type { Readable } from 'node:stream'
 import { createGunzip } from 'node:zlib'
 import { type Entry, openPromise, type ZipFile } from 'yauzl'
 import type { CanonicalEvent } from '../domain/canonical-event.js'
+import type { ImportedRaw } from '../log/import.js'
 import {
   ARTIFACTS_FOLDER,
   BundleError,
@@ -24,7 +25,7 @@ import {
   TABLES,
 } from './bundle.js'
 import { type ArtifactPiece, createBundleCheck } from './bundle-check.js'
-import type { CheckedEvent, CheckedRaw } from './bundle-events.js'
+import type { CheckedEvent } from './bundle-events.js'
 import { cutError, HEADER_PLACE, isNdjson, jsonParser, type LineParser, MAX_LINE_BYTES, ndjsonParser, readLines } from './bundle-lines.js'
 
 export { BundleError, BundleTooLargeError } from './bundle.js'
@@ -33,7 +34,7 @@ export type BundlePart =
   | { kind: 'header'; header: { runId: string; headSeq: number; headRawSeq: number } }
   | { kind: 'run' | 'state' | 'metrics'; value: unknown }
   | { kind: 'canonical'; events: CheckedEvent[] }
-  | { kind: 'raw'; events: CheckedRaw[] }
+  | { kind: 'raw'; events: ImportedRaw[] }
   | { kind: 'artifact'; piece: ArtifactPiece }
   /** The last: all is checked. */
   | { kind: 'manifest'; manifest: Manifest }
@@ -162,7 +163,7 @@ function createBatch() {
       if (last?.kind === 'canonical') last.events.push(event)
       else parts.push({ kind: 'canonical', events: [event] })
     },
-    raw(event: CheckedRaw) {
+    raw(event: ImportedRaw) {
       const last = parts.at(-1)
       if (last?.kind === 'raw') last.events.push(event)
       else parts.push({ kind: 'raw', events: [event] })

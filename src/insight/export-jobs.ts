@@ -8,11 +8,13 @@
  *
  * The file appears in the store when it is whole. Which runs are in it is settled by their age when the job was made; each is as of the moment when its turn comes.
  */
+
 import { createHmac, timingSafeEqual } from 'node:crypto'
 import { PassThrough, Readable } from 'node:stream'
 import { ZipFile } from 'yazl'
 import type { Config } from '../config.js'
 import type { Sql } from '../db/client.js'
+import { utcColumn } from '../db/utc.js'
 import { uuidv7 } from '../domain/ids.js'
 import { RunplaneError } from '../errors.js'
 import type { RunFilter } from '../runs/list.js'
@@ -330,9 +332,8 @@ function selectionOf({ runIds, filter }: ExportRequest, createdAt: string): RunS
 }
 
 function columns(sql: Sql) {
-  const utc = (column: string, name: string) => sql`to_char(${sql(column)} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as ${sql(name)}`
   return sql`id as "exportId", status, request, coalesce(runs_total, 0) as "runsTotal", runs_done as "runsDone", bytes, error,
-    ${utc('created_at', 'createdAt')}, ${utc('ended_at', 'endedAt')}, ${utc('expires_at', 'expiresAt')}`
+    ${utcColumn(sql, 'created_at', 'createdAt')}, ${utcColumn(sql, 'ended_at', 'endedAt')}, ${utcColumn(sql, 'expires_at', 'expiresAt')}`
 }
 
 async function* watched(bytes: AsyncIterable<Buffer>, mark: string, end: { failed: boolean }, signal: AbortSignal): AsyncGenerator<Buffer> {

@@ -5,8 +5,10 @@
  * Counted are the runs that were created in the window. What has a time of its own (throughput and durations: the end) is put where it happened,
  * of the runs that were created in the window or up to a day before it.
  */
+
 import { type Static, type TSchema, Type } from '@sinclair/typebox'
 import type { Queries, Sql } from '../db/client.js'
+import { utc } from '../db/utc.js'
 import { RUN_STATUSES, type RunStatus } from '../domain/run.js'
 import { toUtc } from '../domain/time.js'
 import { RunplaneError } from '../errors.js'
@@ -180,7 +182,6 @@ export function createOverview({ sql, prices, now = Date.now }: { sql: Sql; pric
       // `extract` counts in numeric: twice as slow.
       const bucket = (column: string) => sql`floor((date_part('epoch', ${sql(column)}) - ${startS}::float8) / ${sizeS}::float8)::int`
       const time = (seconds: number) => sql`to_timestamp(${seconds}::float8)`
-      const utc = (column: string) => sql`to_char(${sql(column)} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`
       const [row] = await analyzing(
         (tx) => tx<{ found: Found }[]>`
         with runs_ as materialized (
@@ -216,7 +217,7 @@ export function createOverview({ sql, prices, now = Date.now }: { sql: Sql; pric
         ), scenarios as (
           select coalesce(scenario, 'unknown') as label, count(*) as count from runs_ where inside group by 1 order by 2 desc, 1 limit ${TOP}
         ), recent as (
-          select id, name, kind, status, scenario, ${utc('created_at')} as "createdAt", ${utc('started_at')} as "startedAt", ${utc('ended_at')} as "endedAt"
+          select id, name, kind, status, scenario, ${utc(sql, 'created_at')} as "createdAt", ${utc(sql, 'started_at')} as "startedAt", ${utc(sql, 'ended_at')} as "endedAt"
           from runs where workspace_id = ${workspaceId} and archived_at is null ${filters(query)} order by created_at desc, key desc limit ${TOP}
         )
         select json_build_object('created', (select json_agg(created) from created), 'ended', (select json_agg(ended) from ended),

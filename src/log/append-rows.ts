@@ -1,6 +1,8 @@
 /** The statements of an append: what it needs to know, and what it stores, each for a whole group at once. */
+
 import type { Queries } from '../db/client.js'
 import type { Dedicated } from '../db/dedicated.js'
+import { utc } from '../db/utc.js'
 import { summary } from '../projections/fold.js'
 import { usageOf } from '../projections/usage.js'
 import type { AppendRequest, NewRun } from './append-request.js'
@@ -111,11 +113,10 @@ export async function lockRuns(tx: Queries, runKeys: Iterable<string>, requests:
 
 /** The placement in a row of `runs`, as one JSON object: the driver parses one column instead of many. Times are those of `Date.toISOString`. */
 function placeColumns(tx: Queries) {
-  const utc = (column: string) => tx`to_char(${tx(column)} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`
-  return tx`json_build_object('queue', queue, 'priority', priority, 'availableAt', ${utc('available_at')}, 'workerId', worker_id,
-    'leaseExpiresAt', ${utc('lease_expires_at')}, 'leaseRemainingMs', lease_remaining_ms, 'leaseLengthMs', lease_length_ms,
-    'reservedUntil', ${utc('reserved_until')}, 'ttlExpiresAt', ${utc('ttl_expires_at')},
-    'ttlRemainingMs', ttl_remaining_ms, 'cancelRequestedAt', ${utc('cancel_requested_at')}, 'maxAttempts', max_attempts, 'leaseMs', lease_ms,
+  return tx`json_build_object('queue', queue, 'priority', priority, 'availableAt', ${utc(tx, 'available_at')}, 'workerId', worker_id,
+    'leaseExpiresAt', ${utc(tx, 'lease_expires_at')}, 'leaseRemainingMs', lease_remaining_ms, 'leaseLengthMs', lease_length_ms,
+    'reservedUntil', ${utc(tx, 'reserved_until')}, 'ttlExpiresAt', ${utc(tx, 'ttl_expires_at')},
+    'ttlRemainingMs', ttl_remaining_ms, 'cancelRequestedAt', ${utc(tx, 'cancel_requested_at')}, 'maxAttempts', max_attempts, 'leaseMs', lease_ms,
     'leaseActive', coalesce(lease_expires_at > clock_timestamp(), false),
     'now', to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))`
 }

@@ -33,6 +33,8 @@ interface Waiting {
   reject(error: unknown): void
 }
 
+type Decide = NonNullable<AppendRequest['decide']>
+
 export interface GroupCommitDeps {
   sql: Sql
   /** Opens the committers' connections: one each. */
@@ -51,6 +53,8 @@ export interface GroupCommit {
   append(request: AppendRequest): Promise<AppendOutcome>
   /** The same for a slice of a long body: waits for its turn instead of being refused. The queue grows past its limit by one slice at the most. */
   appendWhenRoom(request: AppendRequest): Promise<AppendOutcome>
+  /** Events of the control plane alone: see AppendRequest.decide. @param source as in an AppendRequest */
+  decide(runKey: string, decide: Decide, source?: AppendRequest['source']): Promise<AppendOutcome>
   readonly queuedEvents: number
   /** Refuses new requests, and waits for those that it has. */
   close(): Promise<void>
@@ -262,19 +266,22 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     })
   }
 
+  function append(request: AppendRequest): Promise<AppendOutcome> {
+    if (queuedEvents > 0 && (queuedEvents + weightOf(request) > deps.maxQueuedEvents || !hasRoom())) {
+      return Promise.reject(
+        new RunplaneError(
+          'OVERLOADED',
+          `${queuedEvents} events wait for the database already (MAX_QUEUED_EVENTS). Nothing was stored; send the request again in a moment.`,
+          { headers: { 'retry-after': '1' } },
+        ),
+      )
+    }
+    return enqueue(request)
+  }
+
   return {
-    append(request) {
-      if (queuedEvents > 0 && (queuedEvents + weightOf(request) > deps.maxQueuedEvents || !hasRoom())) {
-        return Promise.reject(
-          new RunplaneError(
-            'OVERLOADED',
-            `${queuedEvents} events wait for the database already (MAX_QUEUED_EVENTS). Nothing was stored; send the request again in a moment.`,
-            { headers: { 'retry-after': '1' } },
-          ),
-        )
-      }
-      return enqueue(request)
-    },
+    append,
+    decide: (runKey, decide, source) => append({ runKey, receivedAt: new Date().toISOString(), items: [], decide, ...(source && { source }) }),
     appendWhenRoom(request) {
       if (hasRoom() && roomWaiters.length === 0) return enqueue(request)
       return new Promise((resolve) => roomWaiters.push(() => resolve(enqueue(request))))

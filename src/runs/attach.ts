@@ -38,7 +38,7 @@ export type AttachConfig = Pick<
 
 export interface AttachDeps {
   sql: Sql
-  log: Pick<GroupCommit, 'append' | 'appendWhenRoom'>
+  log: Pick<GroupCommit, 'decide' | 'appendWhenRoom'>
   outbound: Pick<Outbound, 'dispatcher' | 'assertUrl'>
   config: AttachConfig
   logger: { debug(details: object, message: string): void; warn(details: object, message: string): void }
@@ -224,13 +224,11 @@ export function createAttach(deps: AttachDeps): Attach {
   }
 
   async function tellBinding(source: ClaimedSource, cursor: string | null): Promise<'over' | 'told'> {
-    const outcome = await log.append({
-      runKey: source.run_key,
-      receivedAt: new Date().toISOString(),
-      items: [],
-      source: { ownerId, cursor },
-      decide: ({ folds }) => (folds.run.status === 'queued' || folds.run.status === 'starting' ? [sessionEvent(source, 'session.bound', 'binding')] : []),
-    })
+    const outcome = await log.decide(
+      source.run_key,
+      ({ folds }) => (folds.run.status === 'queued' || folds.run.status === 'starting' ? [sessionEvent(source, 'session.bound', 'binding')] : []),
+      { ownerId, cursor },
+    )
     return outcome.kind === 'done' && !isTerminal(outcome.receipt.status) ? 'told' : 'over'
   }
 
@@ -238,12 +236,9 @@ export function createAttach(deps: AttachDeps): Attach {
   async function tellEnd(source: ClaimedSource, bound: boolean, cursor: string | null): Promise<void> {
     if (!bound) return fail(source, 'The source answered 204, that it has nothing, before it was open.')
     const detail = 'The source has said that there is no more (204).'
-    await log.append({
-      runKey: source.run_key,
-      receivedAt: new Date().toISOString(),
-      items: [],
-      source: { ownerId, cursor },
-      decide: ({ folds }) => (isTerminal(folds.run.status) ? [] : [sessionEvent(source, 'session.state.changed', 'ended', detail)]),
+    await log.decide(source.run_key, ({ folds }) => (isTerminal(folds.run.status) ? [] : [sessionEvent(source, 'session.state.changed', 'ended', detail)]), {
+      ownerId,
+      cursor,
     })
     await finish(source, 'ended', detail)
   }
@@ -251,14 +246,12 @@ export function createAttach(deps: AttachDeps): Attach {
   async function fail(source: ClaimedSource, reason: string): Promise<void> {
     // The connection that ended with this may have moved it on.
     const { cursor = null } = (await current(source.run_key)) ?? {}
-    const outcome = await log.append({
-      runKey: source.run_key,
-      receivedAt: new Date().toISOString(),
-      items: [],
-      source: { ownerId, cursor },
-      decide: ({ folds }) =>
+    const outcome = await log.decide(
+      source.run_key,
+      ({ folds }) =>
         isTerminal(folds.run.status) ? [] : [{ type: 'run.failed', data: { error: { code: 'SOURCE_FAILED', message: reason }, retryable: false } }],
-    })
+      { ownerId, cursor },
+    )
     if (outcome.kind === 'refused') return
     logger.warn({ runKey: source.run_key, source: nameOf(source.config), reason }, 'a source failed, and its run with it')
     await finish(source, 'failed', reason)

@@ -76,12 +76,7 @@ export function createCommands(deps: { sql: Sql; log: GroupCommit; runKeys: RunK
     for (let attempt = 0; attempt < 2; attempt++) {
       const runKey = await runKeys.find(workspaceId, runId)
       if (runKey === undefined) break
-      const outcome = await log.append({
-        runKey,
-        receivedAt: new Date().toISOString(),
-        items: [],
-        decide: (state, place) => work(commanded(state), place, state),
-      })
+      const outcome = await log.decide(runKey, (state, place) => work(commanded(state), place, state))
       if (outcome.kind === 'done') return
       if (outcome.kind === 'refused') throw outcome.error
       runKeys.forget(workspaceId, runId)

@@ -27,7 +27,7 @@ export function startDeadlines(deps: {
 
   async function end(runKey: string, decide: (run: CommandedRun, place: CommandedPlace) => DraftEvent[]): Promise<void> {
     try {
-      await log.append({ runKey, receivedAt: new Date().toISOString(), items: [], decide: (state, place) => decide(commanded(state), place) })
+      await log.decide(runKey, (state, place) => decide(commanded(state), place))
     } catch (error) {
       logger.warn({ err: error, runKey }, 'a run whose time is over could not be ended; the next round tries again')
     }

@@ -7,6 +7,7 @@
  */
 import type { BaseLogger } from 'pino'
 import type { Sql } from '../db/client.js'
+import { utcColumn } from '../db/utc.js'
 import { assertHolder, decideExpiry, decideRelease, type LeaseDefaults } from '../domain/queue.js'
 import type { RunStatus } from '../domain/run.js'
 import { RunplaneError, runNotFound } from '../errors.js'
@@ -132,14 +133,9 @@ export function createLeases({ sql, log, defaults, checkMs, logger, onArrived }:
   }
 
   async function expireOne(run: { key: string; id: string }): Promise<void> {
-    const outcome = await log.append({
-      runKey: run.key,
-      receivedAt: new Date().toISOString(),
-      items: [],
-      decide(state, place) {
-        const { status, attempt } = state.folds.run
-        return decideExpiry({ jitter: Math.random() }, { runId: run.id, status, attempt }, place, place.now, defaults)
-      },
+    const outcome = await log.decide(run.key, (state, place) => {
+      const { status, attempt } = state.folds.run
+      return decideExpiry({ jitter: Math.random() }, { runId: run.id, status, attempt }, place, place.now, defaults)
     })
     if (outcome.kind === 'refused') throw outcome.error
   }
@@ -173,7 +169,7 @@ export function createLeases({ sql, log, defaults, checkMs, logger, onArrived }:
             date_trunc('milliseconds', clock_timestamp()) + coalesce(${leaseMs ?? null}::int, lease_length_ms, ${defaults.leaseMs}) * interval '1 ms' end,
           lease_remaining_ms = case when lease_expires_at is null and status = 'suspended' then lease_remaining_ms end
         where workspace_id = ${workspaceId} and id = ${runId} and worker_id = ${workerId} and (lease_expires_at is null or lease_expires_at > clock_timestamp())
-        returning status, ${utc(sql, 'lease_expires_at')}, cancel_requested_at is not null as cancel_requested`
+        returning status, ${utcColumn(sql, 'lease_expires_at')}, cancel_requested_at is not null as cancel_requested`
       if (beaten) return { leaseExpiresAt: beaten.lease_expires_at, cancelRequested: beaten.cancel_requested, status: beaten.status }
       const [row] = await sql<{ status: RunStatus; attempt: number; worker_id: string | null }[]>`
         select status, attempt, worker_id from runs where workspace_id = ${workspaceId} and id = ${runId}`
@@ -184,14 +180,9 @@ export function createLeases({ sql, log, defaults, checkMs, logger, onArrived }:
     },
 
     async release(run, workerId, delayMs) {
-      const outcome = await log.append({
-        runKey: run.key,
-        receivedAt: new Date().toISOString(),
-        items: [],
-        decide(state, place) {
-          const { status, attempt } = state.folds.run
-          return decideRelease({ workerId, delayMs }, { runId: run.id, status, attempt }, place, place.now)
-        },
+      const outcome = await log.decide(run.key, (state, place) => {
+        const { status, attempt } = state.folds.run
+        return decideRelease({ workerId, delayMs }, { runId: run.id, status, attempt }, place, place.now)
       })
       if (outcome.kind === 'refused') throw outcome.error
       if (outcome.kind !== 'done') throw runNotFound(run.id)
@@ -217,8 +208,6 @@ export function createLeases({ sql, log, defaults, checkMs, logger, onArrived }:
     },
   }
 }
-
-const utc = (sql: Sql, column: string) => sql`to_char(${sql(column)} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as ${sql(column)}`
 
 const NOTHING_HELD = {
   queue: null,

@@ -203,16 +203,11 @@ export function createClaims({ sql, log, states, defaults, pollMs, logger, publi
     let place: PlacedRun | undefined
     let lease: Readonly<Record<string, unknown>> = {}
     try {
-      const outcome = await log.append({
-        runKey: run.key,
-        receivedAt: new Date().toISOString(),
-        items: [],
-        decide(state, placed) {
-          place = placed
-          const events = decideClaim({ workerId, leaseMs, reservedUntil: run.reserved_until }, foldedRun(run.id, state.folds.run), placed, placed.now, defaults)
-          lease = events[0]?.data ?? {}
-          return events
-        },
+      const outcome = await log.decide(run.key, (state, placed) => {
+        place = placed
+        const events = decideClaim({ workerId, leaseMs, reservedUntil: run.reserved_until }, foldedRun(run.id, state.folds.run), placed, placed.now, defaults)
+        lease = events[0]?.data ?? {}
+        return events
       })
       if (outcome.kind !== 'done' || !place) {
         rejoin(line, claimer)
@@ -252,12 +247,7 @@ export function createClaims({ sql, log, states, defaults, pollMs, logger, publi
   }
 
   async function release(runKey: string, runId: string, workerId: string): Promise<void> {
-    await log.append({
-      runKey,
-      receivedAt: new Date().toISOString(),
-      items: [],
-      decide: (state, placed) => decideRelease({ workerId }, foldedRun(runId, state.folds.run), placed, placed.now),
-    })
+    await log.decide(runKey, (state, placed) => decideRelease({ workerId }, foldedRun(runId, state.folds.run), placed, placed.now))
   }
 
   function arrived(workspaceId: string, queue: string): void {

@@ -1,6 +1,8 @@
 /** The record of a run: its row, as clients see it. */
+
 import { type Static, Type } from '@sinclair/typebox'
 import type { Sql } from '../db/client.js'
+import { utcColumn } from '../db/utc.js'
 import { RUN_STATUSES } from '../domain/run.js'
 import { Participant, Tags } from '../domain/run-request.js'
 import { runNotFound } from '../errors.js'
@@ -90,11 +92,10 @@ export interface RunTableRow {
 
 /** The columns of a record, with times as RFC 3339 in UTC. */
 export function recordColumns(sql: Sql) {
-  const utc = (column: string) => sql`to_char(${sql(column)} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as ${sql(column)}`
-  return sql`key, id, name, kind, status, progress, attempt, max_attempts, queue, priority, ${utc('available_at')}, parent_run_id, last_seq,
-    last_raw_seq, first_seq, ${utc('created_at')}, ${utc('updated_at')}, ${utc('started_at')}, ${utc('ended_at')}, ${utc('archived_at')},
-    error, input, array_to_json(tags) as tags, metadata, descriptor, concurrency_key, ${utc('cancel_requested_at')},
-    worker_id, ${utc('lease_expires_at')}, lease_length_ms`
+  return sql`key, id, name, kind, status, progress, attempt, max_attempts, queue, priority, ${utcColumn(sql, 'available_at')}, parent_run_id, last_seq,
+    last_raw_seq, first_seq, ${utcColumn(sql, 'created_at')}, ${utcColumn(sql, 'updated_at')}, ${utcColumn(sql, 'started_at')}, ${utcColumn(sql, 'ended_at')}, ${utcColumn(sql, 'archived_at')},
+    error, input, array_to_json(tags) as tags, metadata, descriptor, concurrency_key, ${utcColumn(sql, 'cancel_requested_at')},
+    worker_id, ${utcColumn(sql, 'lease_expires_at')}, lease_length_ms`
 }
 
 export function toRecord(row: RunTableRow): RunRecord {

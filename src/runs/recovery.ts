@@ -12,7 +12,7 @@ import type { GroupCommit } from '../log/group-commit.js'
 
 export interface RecoveryDeps {
   sql: Sql
-  log: Pick<GroupCommit, 'append'>
+  log: Pick<GroupCommit, 'decide'>
   config: Pick<Config, 'RUN_RECOVERY_ENABLED' | 'RECOVERY_INTERVAL_MS' | 'STARTING_TIMEOUT_MS' | 'BINDING_TIMEOUT_MS'>
   logger: { warn(details: object, message: string): void }
 }
@@ -49,14 +49,10 @@ export function createRecovery({ sql, log, config, logger }: RecoveryDeps): Reco
 
   async function fail(run: StuckRun): Promise<void> {
     try {
-      await log.append({
-        runKey: run.key,
-        receivedAt: new Date().toISOString(),
-        items: [],
-        decide: ({ version, folds }, place) =>
-          // Something came meanwhile: its time begins anew.
-          version === run.last_seq && folds.run.status === run.status && place.leaseExpiresAt === null ? [timedOut(run)] : [],
-      })
+      await log.decide(run.key, ({ version, folds }, place) =>
+        // Something came meanwhile: its time begins anew.
+        version === run.last_seq && folds.run.status === run.status && place.leaseExpiresAt === null ? [timedOut(run)] : [],
+      )
     } catch (error) {
       logger.warn({ err: error, runKey: run.key }, 'a run that is stuck could not be failed; the next round tries again')
     }

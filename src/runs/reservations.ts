@@ -7,7 +7,9 @@
  * Most queues have no limits: one statement then reserves for all claimers that wait. Where a queue has some, its row in `queues` is
  * locked first: what is counted under that lock, no other instance can change but downwards.
  */
+
 import type { Queries, Sql } from '../db/client.js'
+import { utcColumn } from '../db/utc.js'
 import { pgArray } from '../log/states.js'
 import { type RunTableRow, recordColumns } from './record.js'
 
@@ -44,7 +46,7 @@ export interface Want {
 const waiting = (sql: Queries) =>
   sql`status = 'queued' and queue is not null and available_at is null and reserved_until is null and cancel_requested_at is null`
 const byPriorityAndAge = (sql: Queries) => sql`order by priority desc nulls last, key`
-const reservedColumns = (sql: Sql) => sql`${recordColumns(sql)}, to_char(reserved_until at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as reserved_until`
+const reservedColumns = (sql: Sql) => sql`${recordColumns(sql)}, ${utcColumn(sql, 'reserved_until')}`
 /** Whole milliseconds: the text that names a reservation has no more. */
 const until = (sql: Queries) => sql`date_trunc('milliseconds', clock_timestamp()) + ${RESERVATION_MS} * interval '1 ms'`
 

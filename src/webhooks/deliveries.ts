@@ -1,6 +1,8 @@
 /** Deliveries as their operator sees them: listed, sent again by hand; and removed when they are old. What is on its way is in outbox.ts. */
+
 import { type Static, Type } from '@sinclair/typebox'
 import type { Sql } from '../db/client.js'
+import { utc } from '../db/utc.js'
 import { uuidv7 } from '../domain/ids.js'
 import { RunplaneError } from '../errors.js'
 import { pgArray } from '../log/states.js'
@@ -66,7 +68,6 @@ export type Deliveries = ReturnType<typeof createDeliveries>
  */
 export function createDeliveries({ sql, retryForMs, onDue }: { sql: Sql; retryForMs: number; onDue(): void }) {
   const ms = (value: number) => sql`make_interval(secs => ${value / 1000}::float8)`
-  const utc = (column: string) => sql`to_char(${sql(column)} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"')`
 
   async function assertEndpoint(workspaceId: string, endpointId: string): Promise<void> {
     const [row] = await sql`select 1 from webhook_endpoints where id = ${endpointId} and workspace_id = ${workspaceId}`
@@ -104,9 +105,9 @@ export function createDeliveries({ sql, retryForMs, onDue }: { sql: Sql; retryFo
       const statuses = query.status ? [query.status] : [...DELIVERY_STATUSES]
       // A range of the index for each status, merged.
       const rows = await sql<DeliveryRow[]>`
-        select d.id, d.run_id, d.seq, d.type, d.status, d.attempts, d.last_status, d.last_error, d.last_answer, ${utc('d.created_at')} as created_at,
-          case when d.status = 'pending' and (d.locked_until is null or d.locked_until < now()) then ${utc('d.next_at')} end as next_at,
-          ${utc('d.ended_at')} as ended_at
+        select d.id, d.run_id, d.seq, d.type, d.status, d.attempts, d.last_status, d.last_error, d.last_answer, ${utc(sql, 'd.created_at')} as created_at,
+          case when d.status = 'pending' and (d.locked_until is null or d.locked_until < now()) then ${utc(sql, 'd.next_at')} end as next_at,
+          ${utc(sql, 'd.ended_at')} as ended_at
         from unnest(${pgArray(statuses)}::text[]) as s(status) cross join lateral (
           select * from webhook_deliveries w where w.endpoint_id = ${endpointId} and w.status = s.status
             ${query.cursor === undefined ? sql`` : sql`and w.id < ${cursorOf(query.cursor)}`}

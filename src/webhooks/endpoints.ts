@@ -1,6 +1,8 @@
 /** Webhook endpoints: where the events of a workspace are sent to, which ones, and the secrets that sign them. */
+
 import { type Static, Type } from '@sinclair/typebox'
 import type { Queries, Sql } from '../db/client.js'
+import { utcColumn } from '../db/utc.js'
 import { uuidv7 } from '../domain/ids.js'
 import { RunplaneError } from '../errors.js'
 import type { Outbound } from '../ops/outbound.js'
@@ -91,9 +93,8 @@ interface EndpointRow {
   updated_at: string
 }
 
-const utc = (sql: Queries, column: string) => sql`to_char(${sql(column)} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') as ${sql(column)}`
 const columns = (sql: Queries) =>
-  sql`id, url, description, array_to_json(types) as types, enabled, disabled_reason, secrets, ${utc(sql, 'created_at')}, ${utc(sql, 'updated_at')}`
+  sql`id, url, description, array_to_json(types) as types, enabled, disabled_reason, secrets, ${utcColumn(sql, 'created_at')}, ${utcColumn(sql, 'updated_at')}`
 const textArray = (sql: Queries, values: readonly string[]) =>
   sql`(select array_agg(value) from json_array_elements_text(${JSON.stringify(values)}::text::json))`
 

@@ -1,10 +1,11 @@
 /** `POST /runs/compare` and `GET /runs/compare`: two runs side by side, or several against the first. */
+
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
-import type { FastifyReply } from 'fastify'
 import { RunplaneError } from '../../errors.js'
 import { COMPARE_SECTIONS, type CompareSection, Comparison, ComparisonMatrix } from '../../insight/compare/answer.js'
 import type { Comparer, SideRequest } from '../../insight/compare/comparer.js'
+import { goneSignal } from '../gone.js'
 import { CompareBody, CompareQuery, type SideBody } from '../schemas/compare.js'
 import { reference } from '../schemas/reference.js'
 
@@ -41,10 +42,10 @@ export function compareRoutes({ comparer }: CompareRoutesDeps): FastifyPluginAsy
         if (runs) {
           if (left || right || leftRunId || rightRunId) throw new RunplaneError('VALIDATION_ERROR', 'Send either runs, or left and right.')
           if (Object.keys(options).length > 0) throw new RunplaneError('VALIDATION_ERROR', `With runs, there is no ${Object.keys(options).join(', ')}.`)
-          return reply.send(JSON.stringify(await comparer.matrix(workspaceId, runs.map(sideOf), gone(reply))))
+          return reply.send(JSON.stringify(await comparer.matrix(workspaceId, runs.map(sideOf), goneSignal(reply))))
         }
         const sides = { left: chosen('left', left, leftRunId), right: chosen('right', right, rightRunId) }
-        return reply.send(JSON.stringify(await comparer.compare(workspaceId, { ...sides, ...options }, gone(reply))))
+        return reply.send(JSON.stringify(await comparer.compare(workspaceId, { ...sides, ...options }, goneSignal(reply))))
       },
     )
 
@@ -73,7 +74,7 @@ export function compareRoutes({ comparer }: CompareRoutesDeps): FastifyPluginAsy
             limit,
             fields,
           },
-          gone(reply),
+          goneSignal(reply),
         )
         return reply.type(JSON_TYPE).send(JSON.stringify(comparison))
       },
@@ -90,13 +91,6 @@ function chosen(name: 'left' | 'right', side: SideBody | undefined, runId: strin
     throw new RunplaneError('VALIDATION_ERROR', `Send one of ${name} and ${name}RunId.`, { errors: [{ path: `/${name}`, message: 'the id of a run' }] })
   }
   return sideOf(side ?? runId ?? '')
-}
-
-/** Aborts when the client has gone: nobody waits for what is left to do. */
-function gone({ raw }: FastifyReply): AbortSignal {
-  const controller = new AbortController()
-  raw.once('close', () => controller.abort(new RunplaneError('REQUEST_TIMEOUT', 'The client has gone.')))
-  return controller.signal
 }
 
 function listOf(text: string | undefined): string[] | undefined {

@@ -1,7 +1,7 @@
 /** The queue for workers (claim, heartbeat, release), and queues for those who look after them. */
+
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
-import type { FastifyReply } from 'fastify'
 import type { Sql } from '../../db/client.js'
 import { RUN_STATUSES } from '../../domain/run.js'
 import { RunplaneError } from '../../errors.js'
@@ -10,6 +10,7 @@ import type { Leases } from '../../runs/leases.js'
 import type { Claims } from '../../runs/queue.js'
 import { listQueues, QueueLimits, QueueRecord, setLimits } from '../../runs/queue-limits.js'
 import { getRun, RunRecord } from '../../runs/record.js'
+import { goneSignal } from '../gone.js'
 import { reference } from '../schemas/reference.js'
 import { RunParams } from '../schemas/run.js'
 
@@ -173,13 +174,4 @@ export const queueRoutes: FastifyPluginAsyncTypebox<QueueRoutesDeps> = async (ap
     // A queue needs no making: one that nobody has used yet is empty.
     return found ?? { name, concurrency: null, keyConcurrency: null, paused: false, depth: 0, delayed: 0, running: 0, oldest: null }
   }
-}
-
-/** Aborts when the connection closes before the answer has been written. */
-function goneSignal(reply: FastifyReply): AbortSignal {
-  const controller = new AbortController()
-  reply.raw.once('close', () => {
-    if (!reply.raw.writableFinished) controller.abort()
-  })
-  return controller.signal
 }

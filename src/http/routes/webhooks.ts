@@ -1,4 +1,5 @@
 /** Webhook endpoints of a workspace, and what became of their deliveries. */
+
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import { uuidv7 } from '../../domain/ids.js'
@@ -7,6 +8,7 @@ import { DELIVERY_STATUSES, Delivery } from '../../webhooks/deliveries.js'
 import { NewWebhook, SecretRotation, Webhook, WebhookChange, WebhookWithSecret } from '../../webhooks/endpoints.js'
 import { post } from '../../webhooks/post.js'
 import type { Webhooks } from '../../webhooks/webhooks.js'
+import { goneSignal } from '../gone.js'
 import { reference } from '../schemas/reference.js'
 
 export interface WebhooksRoutesDeps {
@@ -150,14 +152,11 @@ export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, 
           response: { 200: reference(TestAnswer) },
         },
       },
-      async (request) => {
+      async (request, reply) => {
         const target = await endpoints.target(request.access.workspaceId, request.params.id)
         const id = uuidv7()
         const body = JSON.stringify({ type: 'webhook.test', timestamp: new Date().toISOString(), data: { webhookId: request.params.id } })
-        const leave = new AbortController()
-        const onClose = () => leave.abort()
-        request.raw.socket.once('close', onClose)
-        const outcome = await post(outbound, { id, ...target, body, timeoutMs, signal: leave.signal }).finally(() => request.raw.socket.off('close', onClose))
+        const outcome = await post(outbound, { id, ...target, body, timeoutMs, signal: goneSignal(reply) })
         if (outcome.kind === 'answered') {
           const { status, answer } = outcome
           const delivered = status >= 200 && status < 300
