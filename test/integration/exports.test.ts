@@ -271,6 +271,8 @@ t.test('a job', async (t) => {
     for (const jobs of many) jobs.start()
     await eventually('it is made', async () => ((await many[0]?.get(DEFAULT_WORKSPACE_ID, id))?.status === 'completed' ? true : undefined))
     t.equal(made, 1)
+    // Else they take the job of the next test.
+    await Promise.all(many.map((jobs) => jobs.close()))
   })
 
   await t.test('that fails says so, and leaves no file', async (t) => {
