@@ -149,6 +149,7 @@ export async function buildApp({
     sql,
     log,
     states,
+    runKeys,
     defaults: leaseDefaults,
     pollMs: config.STREAM_POLL_MS,
     logger,

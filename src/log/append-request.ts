@@ -5,6 +5,7 @@ import type { RunStatus } from '../domain/run.js'
 import type { ErrorCode, RunplaneError } from '../errors.js'
 import type { Normalized, Rejected } from '../ingest/format.js'
 import type { FoldState } from '../projections/fold.js'
+import type { KnownRow } from './states.js'
 
 /** One raw event: its exact text, and what its format made of it. */
 export interface AppendItem {
@@ -72,6 +73,11 @@ export interface AppendRequest {
    * May throw a RunplaneError to refuse the whole request, and may return nothing.
    */
   decide?: (state: FoldState, place: PlacedRun) => DraftEvent[]
+  /**
+   * What the reservation `place.reservedUntil` has read of the run, for `decide`: while it stands and no event has come, the row says the same, so it
+   * need not be read again.
+   */
+  reserved?: KnownRow & { place: PlacedRun }
   /** The request is refused with LEASE_LOST unless this worker holds the run. */
   workerId?: string
   /** Where the run's source goes on, stored with the events that it brought; refused with LEASE_LOST unless `ownerId` still reads it. */

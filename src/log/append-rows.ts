@@ -2,7 +2,7 @@
 
 import type { Queries } from '../db/client.js'
 import type { Dedicated } from '../db/dedicated.js'
-import { utc } from '../db/utc.js'
+import { utc, utcNow } from '../db/utc.js'
 import { summary } from '../projections/fold.js'
 import { usageOf } from '../projections/usage.js'
 import type { AppendRequest, NewRun } from './append-request.js'
@@ -118,7 +118,7 @@ function placeColumns(tx: Queries) {
     'reservedUntil', ${utc(tx, 'reserved_until')}, 'ttlExpiresAt', ${utc(tx, 'ttl_expires_at')},
     'ttlRemainingMs', ttl_remaining_ms, 'cancelRequestedAt', ${utc(tx, 'cancel_requested_at')}, 'maxAttempts', max_attempts, 'leaseMs', lease_ms,
     'leaseActive', coalesce(lease_expires_at > clock_timestamp(), false),
-    'now', to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'))`
+    'now', ${utcNow(tx)})`
 }
 
 /**
@@ -136,6 +136,7 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
       f: run.row.last_seq,
       g: run.row.last_raw_seq,
       ...(run.holder !== undefined && { w: run.holder }),
+      ...(run.reservedUntil && { v: run.reservedUntil }),
       n: run.lastSeq,
       r: run.lastRawSeq,
       s: status,
@@ -144,8 +145,8 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
       e: error === undefined || error === null ? null : JSON.stringify(error),
       st: startedAt ?? null,
       en: endedAt ?? null,
-      ...(isMoved(run) && { place: run.placement }),
-      ...(run.usageChanged && { usage: usageOf(run.state.folds) }),
+      ...(isMoved(run) && { ...run.placement, moved: true, placed: run.placement.queue !== undefined }),
+      ...(run.usageChanged && { ...usageOf(run.state.folds), used: true }),
     }
   })
   // Most groups move no run: then the statement does without.
@@ -157,7 +158,8 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
   await tx`
       with u as (
         select * from json_to_recordset(${JSON.stringify(updates)}::text::json)
-          as u(k uuid, f bigint, g bigint, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, w text, place jsonb, usage json)
+          as u(k uuid, f bigint, g bigint, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, w text, v timestamptz
+            ${moved ? placementColumns(tx) : tx``} ${used ? usageColumns(tx) : tx``})
       ) ${guarded ? guard(tx, changed.length) : tx``}, raw as (
         insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
         select k, n, at, f, c, fmt, rt, s, i, b from json_to_recordset(${`[${out.raw.join(',')}]`}::text::json)
@@ -170,57 +172,66 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
       ) ${hooked ? outbox(tx) : tx``}
       update runs set last_seq = u.n, last_raw_seq = u.r, status = u.s, progress = u.p, attempt = u.a, error = u.e::json,
         started_at = u.st, ended_at = u.en, updated_at = greatest(clock_timestamp(), runs.updated_at),
-        ${sessionTime(tx)}
+        ${sessionTime(tx, moved)}
         ${moved ? placementUpdate(tx) : tx``} ${used ? usageUpdate(tx) : tx``}
       from u where runs.key = u.k and ${held}`.execute()
 }
 
-/** Locks the rows before anything is inserted, so that two writers cannot wait for each other; a row that has moved on, or that its worker has lost, is not among them. */
+/** Locks the rows before anything is inserted, so that two writers cannot wait for each other; a row that has moved on, or that its worker or its reservation has lost, is not among them. */
 const guard = (tx: Queries, runs: number) => tx`, locked as (
   select r.key from u join runs r on r.key = u.k where r.last_seq = u.f and r.last_raw_seq = u.g
-    and (u.w is null or r.worker_id = u.w and (r.lease_expires_at is null or r.lease_expires_at > clock_timestamp())) order by r.key for update of r
+    and (u.w is null or r.worker_id = u.w and (r.lease_expires_at is null or r.lease_expires_at > clock_timestamp()))
+    and (u.v is null or r.reserved_until = u.v) order by r.key for update of r
 ), held as (
   select 1 / (case when (select count(*) from locked) = ${runs}::int then 1 else 0 end) as yes
 )`
 
 const isMoved = (run: RunWork) => run.placement !== (run.row.place ?? UNREAD)
 
-/** Sets what the placement names, and leaves the rest. */
+/** A run that has ended, of which no more was to be known, is freed: its place in the queue stays as it is. */
 const placementUpdate = (tx: Queries) => tx`,
-  reserved_until = case when u.place is null then runs.reserved_until end,
-  queue = case when u.place->'queue' is null then runs.queue else u.place->>'queue' end,
-  priority = case when u.place->'priority' is null then runs.priority else (u.place->>'priority')::int end,
-  available_at = case when u.place->'availableAt' is null then runs.available_at else (u.place->>'availableAt')::timestamptz end,
-  worker_id = case when u.place->'workerId' is null then runs.worker_id else u.place->>'workerId' end,
-  lease_expires_at = case when u.place->'leaseExpiresAt' is null then runs.lease_expires_at else (u.place->>'leaseExpiresAt')::timestamptz end,
-  lease_remaining_ms = case when u.place->'leaseRemainingMs' is null then runs.lease_remaining_ms else (u.place->>'leaseRemainingMs')::bigint end,
-  lease_length_ms = case when u.place->'leaseLengthMs' is null then runs.lease_length_ms else (u.place->>'leaseLengthMs')::int end,
-  cancel_requested_at = case when u.place->'cancelRequestedAt' is null then runs.cancel_requested_at else (u.place->>'cancelRequestedAt')::timestamptz end`
+  reserved_until = case when u.moved then null else runs.reserved_until end,
+  queue = case when u.placed then u.queue else runs.queue end,
+  priority = case when u.placed then u.priority else runs.priority end,
+  available_at = case when u.placed then u."availableAt" else runs.available_at end,
+  worker_id = case when u.moved then u."workerId" else runs.worker_id end,
+  lease_expires_at = case when u.moved then u."leaseExpiresAt" else runs.lease_expires_at end,
+  lease_remaining_ms = case when u.moved then u."leaseRemainingMs" else runs.lease_remaining_ms end,
+  lease_length_ms = case when u.moved then u."leaseLengthMs" else runs.lease_length_ms end,
+  cancel_requested_at = case when u.moved then u."cancelRequestedAt" else runs.cancel_requested_at end`
+const placementColumns = (
+  tx: Queries,
+) => tx`, moved bool, placed bool, queue text, priority int, "availableAt" timestamptz, "workerId" text, "leaseExpiresAt" timestamptz,
+  "leaseRemainingMs" bigint, "leaseLengthMs" int, "cancelRequestedAt" timestamptz, "ttlExpiresAt" timestamptz, "ttlRemainingMs" bigint`
 
 /**
  * The session's time (`session.ttlMs`) runs while the run does, whoever started or suspended it; else what is left of it is kept, and a new attempt has all of it.
  * The descriptor is looked into only when a run begins to run.
  */
-const sessionTime = (tx: Queries) => tx`
+const sessionTime = (tx: Queries, moved: boolean) => tx`
   ttl_expires_at = case when u.s = 'running' then case when runs.status = 'running' then runs.ttl_expires_at else coalesce(
-    (u.place->>'ttlExpiresAt')::timestamptz, runs.ttl_expires_at,
+    ${moved ? tx`u."ttlExpiresAt",` : tx``} runs.ttl_expires_at,
     clock_timestamp() + interval '1 millisecond' * coalesce(runs.ttl_remaining_ms, case when json_typeof(runs.descriptor->'session'->'ttlMs') = 'number'
       then least(greatest((runs.descriptor->'session'->>'ttlMs')::numeric, 0), 315360000000)::bigint end)) end end,
-  ttl_remaining_ms = case when u.s = 'suspended' then coalesce((u.place->>'ttlRemainingMs')::bigint, runs.ttl_remaining_ms,
+  ttl_remaining_ms = case when u.s = 'suspended' then coalesce(${moved ? tx`u."ttlRemainingMs",` : tx``} runs.ttl_remaining_ms,
     case when runs.ttl_expires_at is not null then greatest(0, extract(epoch from runs.ttl_expires_at - clock_timestamp()) * 1000)::bigint end) end`
 
 const usageUpdate = (tx: Queries) => tx`,
-  input_tokens = case when u.usage is null then runs.input_tokens else least((u.usage->>'inputTokens')::numeric, 9007199254740991)::bigint end,
-  output_tokens = case when u.usage is null then runs.output_tokens else least((u.usage->>'outputTokens')::numeric, 9007199254740991)::bigint end,
-  cost_usd = case when u.usage is null then runs.cost_usd else (u.usage->>'costUsd')::float8 end,
-  llm_calls = case when u.usage is null then runs.llm_calls else (u.usage->>'llmCalls')::int end,
-  tool_calls = case when u.usage is null then runs.tool_calls else (u.usage->>'toolCalls')::int end,
-  error_count = case when u.usage is null then runs.error_count else (u.usage->>'errorCount')::int end,
-  model_usage = case when u.usage is null then runs.model_usage else (u.usage->>'models')::json end,
-  signals = case when u.usage is null then runs.signals else (u.usage->>'signals')::int end,
-  decisions = case when u.usage is null then runs.decisions else (u.usage->>'decisions')::int end,
-  decision_outcome = case when u.usage is null then runs.decision_outcome else (u.usage->>'outcome')::smallint end,
-  agents = case when u.usage is null then runs.agents else (u.usage->>'agents')::json end`
+  input_tokens = case when u.used then least(u."inputTokens", 9007199254740991)::bigint else runs.input_tokens end,
+  output_tokens = case when u.used then least(u."outputTokens", 9007199254740991)::bigint else runs.output_tokens end,
+  cost_usd = case when u.used then u."costUsd" else runs.cost_usd end,
+  llm_calls = case when u.used then u."llmCalls" else runs.llm_calls end,
+  tool_calls = case when u.used then u."toolCalls" else runs.tool_calls end,
+  error_count = case when u.used then u."errorCount" else runs.error_count end,
+  model_usage = case when u.used then u.models else runs.model_usage end,
+  signals = case when u.used then u.signals else runs.signals end,
+  decisions = case when u.used then u.decisions else runs.decisions end,
+  decision_outcome = case when u.used then u.outcome else runs.decision_outcome end,
+  agents = case when u.used then u.agents else runs.agents end`
+const usageColumns = (
+  tx: Queries,
+) => tx`, used bool, "inputTokens" numeric, "outputTokens" numeric, "costUsd" float8, "llmCalls" int, "toolCalls" int, "errorCount" int,
+  models json, signals int, decisions int, outcome smallint, agents json`
 
 /**
  * A delivery for each enabled endpoint of the workspace that wants the type, in the transaction of its event. Its id is a UUIDv7, which PostgreSQL

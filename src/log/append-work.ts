@@ -64,6 +64,8 @@ export interface RunWork {
   placement: Partial<Placement>
   /** The statement is to store nothing unless this worker holds the run. */
   holder?: string
+  /** Nor unless this reservation of it stands. */
+  reservedUntil?: string | null
   /** What the overview adds up may have changed. */
   usageChanged: boolean
   committed: CommittedEvent[]
@@ -107,6 +109,13 @@ export function beginWork(row: RunRow, state: FoldState): RunWork {
     usageChanged: false,
     committed: [],
   }
+}
+
+/** The work knows where the run is placed, as long as the reservation stands. */
+export function reserve(work: RunWork, place: PlacedRun): void {
+  work.row.place = place
+  work.placement = place
+  work.reservedUntil = place.reservedUntil
 }
 
 /** Works off the requests in order, folding into the states of `works` and gathering in `out` what is to be stored. */

@@ -8,6 +8,7 @@
 import type { Sql } from '../db/client.js'
 import type { Dedicated } from '../db/dedicated.js'
 import { isConnectionError } from '../db/retry.js'
+import { isTerminal } from '../domain/run.js'
 import { RunplaneError } from '../errors.js'
 import type { AppendOutcome, AppendRequest } from './append-request.js'
 import {
@@ -22,9 +23,12 @@ import {
   insertRuns,
   lockRuns,
 } from './append-rows.js'
-import { beginWork, noRows, type Rows, type RunWork, workOff } from './append-work.js'
+import { beginWork, noRows, type Rows, type RunWork, reserve, workOff } from './append-work.js'
 import type { CommittedBatch } from './committed.js'
 import { catchUp, type HotState, loadSnapshots } from './states.js'
+
+/** A run that has ended after so few events is not kept in memory: it is folded again in no time, should anybody ask. */
+const SHORT_EVENTS = 10
 
 export interface GroupResult {
   outcomes: AppendOutcome[]
@@ -96,12 +100,20 @@ export async function appendGroup(
   }
 }
 
-/** Whether the work needs nothing from the database: plain events, be it of the run's worker, for runs whose rows and states are in memory. */
+/**
+ * Whether the work needs nothing from the database: plain events, be it of the run's worker, and claims of what has been reserved, for runs whose
+ * rows and states are in memory.
+ */
 function isKnown(requests: readonly AppendRequest[], hot: Map<string, HotState>): boolean {
   const nowMs = performance.now()
+  for (const { runKey, reserved } of requests) {
+    const one = reserved && hot.get(runKey)
+    if (one) one.row ??= reserved
+  }
   for (const { state, row, contendedUntilMs } of hot.values()) if (!state || row?.lastSeq !== state.version || nowMs < contendedUntilMs) return false
   return requests.every(
-    ({ create, decide, ifMatch, producer, requestKey, source }) => (create ?? decide ?? ifMatch ?? producer ?? requestKey ?? source) === undefined,
+    ({ runKey, create, decide, reserved, ifMatch, producer, requestKey, source }) =>
+      (create ?? ifMatch ?? producer ?? requestKey ?? source) === undefined && (decide === undefined || reserved?.lastSeq === hot.get(runKey)?.row?.lastSeq),
   )
 }
 
@@ -124,9 +136,10 @@ async function storeAtOnce(
       beginWork({ key: runKey, id: row.id, workspace_id: row.workspaceId, last_seq: row.lastSeq, last_raw_seq: row.lastRawSeq, hooked: true }, state),
     )
   }
-  for (const { runKey, workerId } of requests) {
+  for (const { runKey, workerId, reserved } of requests) {
     const work = works.get(runKey)
     if (work && workerId !== undefined) work.holder ??= workerId
+    if (work && reserved) reserve(work, reserved.place)
   }
   const rows = noRows()
   let result: GroupResult
@@ -172,18 +185,22 @@ async function assertNotStored(connection: Dedicated, { uncertain }: Attempts): 
 }
 
 function remember(works: Map<string, RunWork>, hot: Map<string, HotState>): void {
-  for (const { row, lastSeq, lastRawSeq } of works.values()) {
+  for (const { row, lastSeq, lastRawSeq, status } of works.values()) {
     const one = hot.get(row.key)
-    if (one) one.row = { id: row.id, workspaceId: row.workspace_id, lastSeq, lastRawSeq }
+    if (!one) continue
+    if (isTerminal(status) && lastSeq <= SHORT_EVENTS) drop(one)
+    else one.row = { id: row.id, workspaceId: row.workspace_id, lastSeq, lastRawSeq }
   }
 }
 
 function dropStates(hot: Map<string, HotState>): void {
-  for (const one of hot.values()) {
-    one.state = undefined
-    one.savedVersion = 0
-    one.row = undefined
-  }
+  for (const one of hot.values()) drop(one)
+}
+
+function drop(hot: HotState): void {
+  hot.state = undefined
+  hot.savedVersion = 0
+  hot.row = undefined
 }
 
 /** Asks until the database answers what became of a transaction whose connection was lost (30 s at most: longer than a restart takes). */

@@ -53,8 +53,8 @@ export interface GroupCommit {
   append(request: AppendRequest): Promise<AppendOutcome>
   /** The same for a slice of a long body: waits for its turn instead of being refused. The queue grows past its limit by one slice at the most. */
   appendWhenRoom(request: AppendRequest): Promise<AppendOutcome>
-  /** Events of the control plane alone: see AppendRequest.decide. @param source as in an AppendRequest */
-  decide(runKey: string, decide: Decide, source?: AppendRequest['source']): Promise<AppendOutcome>
+  /** Events of the control plane alone: see AppendRequest. */
+  decide(runKey: string, decide: Decide, known?: Pick<AppendRequest, 'source' | 'reserved'>): Promise<AppendOutcome>
   readonly queuedEvents: number
   /** Refuses new requests, and waits for those that it has. */
   close(): Promise<void>
@@ -281,7 +281,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
 
   return {
     append,
-    decide: (runKey, decide, source) => append({ runKey, receivedAt: new Date().toISOString(), items: [], decide, ...(source && { source }) }),
+    decide: (runKey, decide, known) => append({ runKey, receivedAt: new Date().toISOString(), items: [], decide, ...known }),
     appendWhenRoom(request) {
       if (hasRoom() && roomWaiters.length === 0) return enqueue(request)
       return new Promise((resolve) => roomWaiters.push(() => resolve(enqueue(request))))

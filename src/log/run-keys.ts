@@ -12,6 +12,8 @@ export interface RunKeys {
    * where the work finds no run, the key is looked up once more. @throws RUN_NOT_FOUND
    */
   use<T>(workspaceId: string, runId: string, work: (key: string) => Promise<T>): Promise<T>
+  /** For a run that will be asked for soon. */
+  remember(workspaceId: string, runId: string, key: string): void
   /** For a run that turned out to be gone. */
   forget(workspaceId: string, runId: string): void
 }
@@ -25,10 +27,14 @@ export function createRunKeys(sql: Sql): RunKeys {
     if (known !== undefined) return known
     const [row] = await sql<{ key: string }[]>`select key from runs where workspace_id = ${workspaceId} and id = ${runId}`
     if (!row) return undefined
+    add(name, row.key)
+    return row.key
+  }
+
+  function add(name: string, key: string): void {
     // Insertion order is age: the oldest entry goes.
     if (keys.size >= MAX_ENTRIES) for (const oldest of keys.keys()) if (keys.delete(oldest)) break
-    keys.set(name, row.key)
-    return row.key
+    keys.set(name, key)
   }
 
   return {
@@ -46,6 +52,7 @@ export function createRunKeys(sql: Sql): RunKeys {
         return work(current)
       }
     },
+    remember: (workspaceId, runId, key) => add(`${workspaceId} ${runId}`, key),
     forget(workspaceId, runId) {
       keys.delete(`${workspaceId} ${runId}`)
     },

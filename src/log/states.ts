@@ -13,8 +13,6 @@ import { createState, decodeOlderState, decodeState, type FoldState, foldEvent, 
 
 /** Rows of one page of a catch-up. */
 const PAGE_ROWS = 1000
-/** A run with so few events is folded from its log faster than from anything else. */
-const SHORT_EVENTS = 50
 
 /** What a run's row said after this process's last commit to it. As long as nobody else writes, it still does. */
 export interface KnownRow {
@@ -74,6 +72,8 @@ export function createStates(options: { maxRuns: number; onEvict?: (hot: HotStat
     const release = () => {
       held.holders--
       open()
+      // Runs by the thousand come and go in a queue: a slot that says nothing is garbage while it is young.
+      if (held.holders === 0 && !held.state && held.contendedUntilMs === 0) slots.delete(runKey)
       evict()
     }
     return { slot: held, ready, release }
@@ -149,26 +149,18 @@ export async function loadSnapshots(sql: Queries, hot: Iterable<HotState>): Prom
 }
 
 /**
- * Brings short runs into memory, all in one statement, where the append would read the log of each on its own, under its lock.
- * @param runs the key and the head of each
+ * Brings runs into memory, where the append would read the log of each on its own, under its lock.
+ * @param runs the key and the head of each, and its log as a JSON array; null where that is long
  */
-export async function warm(sql: Queries, states: States, runs: readonly { key: string; last_seq: number }[]): Promise<void> {
-  const short = new Map(runs.flatMap((run) => (run.last_seq <= SHORT_EVENTS ? [[run.key, run.last_seq]] : [])))
-  await states.holdAll([...short.keys()], async (hot) => {
-    const cold = [...hot.values()].filter((one) => one.state === undefined)
-    if (cold.length === 0) return
-    const folded = new Map(cold.map((one) => [one.runKey, createState()]))
-    const rows = await sql<{ run_key: string; event: string }[]>`
-      select run_key, event::text as event from run_events_canonical
-      where run_key = any(${pgArray([...folded.keys()])}::uuid[]) order by run_key, seq limit ${cold.length * SHORT_EVENTS}`
-    for (const { run_key, event } of rows) {
-      const state = folded.get(run_key)
-      const next = JSON.parse(event) as CanonicalEvent
-      if (state && next.seq === state.version + 1) foldEvent(state, next)
-    }
-    for (const one of cold) {
-      const state = folded.get(one.runKey)
-      if (state?.version === short.get(one.runKey)) one.state = state
+export async function warm(states: States, runs: readonly { key: string; last_seq: number; log: CanonicalEvent[] | null }[]): Promise<void> {
+  const logs = new Map(runs.map((run) => [run.key, run]))
+  await states.holdAll([...logs.keys()], async (hot) => {
+    for (const one of hot.values()) {
+      const { log = null, last_seq = 0 } = logs.get(one.runKey) ?? {}
+      if (one.state || !log) continue
+      const state = createState()
+      for (const event of log) if (event.seq === state.version + 1) foldEvent(state, event)
+      if (state.version === last_seq) one.state = state
     }
   })
 }

@@ -227,7 +227,7 @@ export function createAttach(deps: AttachDeps): Attach {
     const outcome = await log.decide(
       source.run_key,
       ({ folds }) => (folds.run.status === 'queued' || folds.run.status === 'starting' ? [sessionEvent(source, 'session.bound', 'binding')] : []),
-      { ownerId, cursor },
+      { source: { ownerId, cursor } },
     )
     return outcome.kind === 'done' && !isTerminal(outcome.receipt.status) ? 'told' : 'over'
   }
@@ -237,8 +237,7 @@ export function createAttach(deps: AttachDeps): Attach {
     if (!bound) return fail(source, 'The source answered 204, that it has nothing, before it was open.')
     const detail = 'The source has said that there is no more (204).'
     await log.decide(source.run_key, ({ folds }) => (isTerminal(folds.run.status) ? [] : [sessionEvent(source, 'session.state.changed', 'ended', detail)]), {
-      ownerId,
-      cursor,
+      source: { ownerId, cursor },
     })
     await finish(source, 'ended', detail)
   }
@@ -250,7 +249,7 @@ export function createAttach(deps: AttachDeps): Attach {
       source.run_key,
       ({ folds }) =>
         isTerminal(folds.run.status) ? [] : [{ type: 'run.failed', data: { error: { code: 'SOURCE_FAILED', message: reason }, retryable: false } }],
-      { ownerId, cursor },
+      { source: { ownerId, cursor } },
     )
     if (outcome.kind === 'refused') return
     logger.warn({ runKey: source.run_key, source: nameOf(source.config), reason }, 'a source failed, and its run with it')

@@ -18,12 +18,12 @@ import type { BaseLogger } from 'pino'
 import type { Sql } from '../db/client.js'
 import { decideClaim, decideRelease, type LeaseDefaults } from '../domain/queue.js'
 import { isTerminal } from '../domain/run.js'
-import type { PlacedRun } from '../log/append-request.js'
 import type { CommittedBatch, CommittedEvent } from '../log/committed.js'
 import type { GroupCommit } from '../log/group-commit.js'
+import type { RunKeys } from '../log/run-keys.js'
 import { type States, warm } from '../log/states.js'
 import { type RunRecord, runByKey, toRecord } from './record.js'
-import { queuesWithRuns, type ReservedRun, reserve, unreserve } from './reservations.js'
+import { placeOf, queuesWithRuns, type ReservedRun, reserve, unreserve } from './reservations.js'
 
 export interface ClaimRequest {
   workspaceId: string
@@ -55,6 +55,7 @@ export interface ClaimsDeps {
   sql: Sql
   log: GroupCommit
   states: States
+  runKeys: Pick<RunKeys, 'remember'>
   defaults: Pick<LeaseDefaults, 'leaseMs'>
   /** Between two looks for what a lost wake-up would have told. */
   pollMs: number
@@ -99,10 +100,12 @@ const FREED = 'f:'
 
 /** A wake-up is as short as the key of a run. */
 const hintOf = (kind: typeof ARRIVED | typeof FREED, ...names: string[]) => kind + createHash('sha256').update(names.join(' ')).digest('hex').slice(0, 32)
+const MAX_HINTS = 1000
 
-export function createClaims({ sql, log, states, defaults, pollMs, logger, publish, onDelayed }: ClaimsDeps): Claims {
+export function createClaims({ sql, log, states, runKeys, defaults, pollMs, logger, publish, onDelayed }: ClaimsDeps): Claims {
   const lines = new Map<string, Line>()
   const linesByHint = new Map<string, Set<Line>>()
+  const freedHints = new Map<string, string>()
   const underWay = new Set<Promise<unknown>>()
   let claimers = 0
   let isStopped = false
@@ -157,8 +160,7 @@ export function createClaims({ sql, log, states, defaults, pollMs, logger, publi
         const joined = claimers
         const found = await reserve(sql, { workspaceId: line.workspaceId, queues: line.queues, count }, line.hasLimits)
         line.hasLimits = found.hasLimits
-        // Where it fails, the append reads what it needs.
-        await warm(sql, states, found.runs).catch(() => {})
+        await warm(states, found.runs)
         handOut(line, found.runs)
         if (found.isContended || found.runs.length === count) {
           line.lookAgain = true
@@ -200,16 +202,21 @@ export function createClaims({ sql, log, states, defaults, pollMs, logger, publi
 
   async function claimFor(line: Line, claimer: Claimer, run: ReservedRun): Promise<void> {
     const { workerId, leaseMs } = claimer.request
-    let place: PlacedRun | undefined
+    let place = placeOf(run)
     let lease: Readonly<Record<string, unknown>> = {}
+    const reserved = { id: run.id, workspaceId: line.workspaceId, lastSeq: run.last_seq, lastRawSeq: run.last_raw_seq, place }
     try {
-      const outcome = await log.decide(run.key, (state, placed) => {
-        place = placed
-        const events = decideClaim({ workerId, leaseMs, reservedUntil: run.reserved_until }, foldedRun(run.id, state.folds.run), placed, placed.now, defaults)
-        lease = events[0]?.data ?? {}
-        return events
-      })
-      if (outcome.kind !== 'done' || !place) {
+      const outcome = await log.decide(
+        run.key,
+        (state, placed) => {
+          place = placed
+          const events = decideClaim({ workerId, leaseMs, reservedUntil: run.reserved_until }, foldedRun(run.id, state.folds.run), placed, placed.now, defaults)
+          lease = events[0]?.data ?? {}
+          return events
+        },
+        { reserved },
+      )
+      if (outcome.kind !== 'done') {
         rejoin(line, claimer)
         return
       }
@@ -218,6 +225,7 @@ export function createClaims({ sql, log, states, defaults, pollMs, logger, publi
         return
       }
       const { receipt } = outcome
+      runKeys.remember(line.workspaceId, run.id, run.key)
       const isAsRead = receipt.headSeq === run.last_seq + 1
       claimer.answer(isAsRead ? recordOf(run, receipt.status, receipt.headSeq, place.now, lease) : await runByKey(sql, run.key))
     } catch (error) {
@@ -355,7 +363,8 @@ export function createClaims({ sql, log, states, defaults, pollMs, logger, publi
         if (isFreed) freed.add(batch.workspaceId)
       }
       for (const workspaceId of freed) {
-        const hint = hintOf(FREED, workspaceId)
+        const hint = freedHints.get(workspaceId) ?? hintOf(FREED, workspaceId)
+        if (freedHints.size < MAX_HINTS) freedHints.set(workspaceId, hint)
         publish(hint)
         woken(hint)
       }

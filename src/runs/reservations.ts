@@ -9,16 +9,28 @@
  */
 
 import type { Queries, Sql } from '../db/client.js'
-import { utcColumn } from '../db/utc.js'
+import { utcColumn, utcNow } from '../db/utc.js'
+import type { CanonicalEvent } from '../domain/canonical-event.js'
+import type { PlacedRun } from '../log/append-request.js'
 import { pgArray } from '../log/states.js'
 import { type RunTableRow, recordColumns } from './record.js'
 
 const RESERVATION_MS = 5000
+/** What a run has before its first attempt, and more. */
+const SHORT_EVENTS = 10
 /** Candidates that are looked at in one go where concurrency keys rule some out. */
 const PAGE_ROWS = 200
 
 export interface ReservedRun extends RunTableRow {
   reserved_until: string
+  lease_ms: number | null
+  lease_remaining_ms: number | null
+  ttl_expires_at: string | null
+  ttl_remaining_ms: number | null
+  /** The database's clock. */
+  now: string
+  /** Its events, where they are few: the claim is folded onto them. */
+  log: CanonicalEvent[] | null
 }
 
 export interface Reserved {
@@ -46,7 +58,10 @@ export interface Want {
 const waiting = (sql: Queries) =>
   sql`status = 'queued' and queue is not null and available_at is null and reserved_until is null and cancel_requested_at is null`
 const byPriorityAndAge = (sql: Queries) => sql`order by priority desc nulls last, key`
-const reservedColumns = (sql: Sql) => sql`${recordColumns(sql)}, ${utcColumn(sql, 'reserved_until')}`
+const reservedColumns = (sql: Sql) => sql`${recordColumns(sql)}, ${utcColumn(sql, 'reserved_until')}, lease_ms, lease_remaining_ms,
+  ${utcColumn(sql, 'ttl_expires_at')}, ttl_remaining_ms, ${utcNow(sql)} as now, case when last_seq <= ${SHORT_EVENTS} then (
+    select json_agg(event order by seq) from run_events_canonical where run_key = runs.key
+  ) end as log`
 /** Whole milliseconds: the text that names a reservation has no more. */
 const until = (sql: Queries) => sql`date_trunc('milliseconds', clock_timestamp()) + ${RESERVATION_MS} * interval '1 ms'`
 
@@ -59,23 +74,38 @@ export async function reserve(sql: Sql, want: Want, expectLimits: boolean): Prom
   return reserveLimited(sql, want)
 }
 
+/**
+ * Statements that are planned once, not for each claim, which would cost more than to run them: what they take is hidden from the planner
+ * (`limit (select ...)`), and keys are looked up one by one (`any(array(...))`), however many there may be.
+ */
 async function reserveUnlimited(sql: Sql, { workspaceId, queues, count }: Want): Promise<Reserved> {
-  const isOne = queues.length === 1
+  const [only] = queues
   // Of one queue, what is locked is passed over. Of several, the best of all are found without locks: else more would be locked than is taken.
-  const picked = isOne
-    ? sql`select key from runs where workspace_id = ${workspaceId} and queue = ${queues[0] ?? ''} and ${waiting(sql)} ${byPriorityAndAge(sql)} limit ${count} for update skip locked`
-    : sql`select key from runs where key in (select key from found) and ${waiting(sql)} for update skip locked`
+  const picked =
+    queues.length === 1 && only !== undefined
+      ? sql`
+    limits as materialized (select count(*) as limits, 0 as found from queues where workspace_id = ${workspaceId} and name = ${only}),
+    picked as materialized (
+      select key from runs where workspace_id = ${workspaceId} and queue = ${only} and ${waiting(sql)} ${byPriorityAndAge(sql)}
+      limit (select ${count}::int) for update skip locked
+    )`
+      : sql`
+    found as materialized (
+      select key from unnest(${pgArray(queues)}::text[]) q(name) cross join lateral (
+        select key, priority from runs where workspace_id = ${workspaceId} and queue = q.name and ${waiting(sql)} ${byPriorityAndAge(sql)}
+        limit (select ${count}::int)
+      ) r order by priority desc, key limit (select ${count}::int)
+    ),
+    limits as materialized (
+      select count(*) as limits, (select count(*) from found) as found from queues where workspace_id = ${workspaceId} and name = any(${pgArray(queues)}::text[])
+    ),
+    picked as materialized (select key from runs where key = any(array(select key from found)) and ${waiting(sql)} for update skip locked)`
   const rows = await sql<(Partial<ReservedRun> & { limits: number; found: number })[]>`
-    with limits as materialized (
-      select count(*) as limits from queues where workspace_id = ${workspaceId} and name = any(${pgArray(queues)}::text[])
-    ), found as materialized (
-      select key from unnest(${pgArray(isOne ? [] : queues)}::text[]) q(name) cross join lateral (
-        select key, priority from runs where workspace_id = ${workspaceId} and queue = q.name and ${waiting(sql)} ${byPriorityAndAge(sql)} limit ${count}
-      ) r order by priority desc, key limit ${count}
-    ), picked as materialized (${picked}), reserved as (
-      update runs set reserved_until = ${until(sql)} where key in (select key from picked) and (select limits from limits) = 0 returning ${reservedColumns(sql)}
+    with ${picked}, reserved as (
+      update runs set reserved_until = ${until(sql)} where key = any(array(select key from picked)) and (select limits from limits) = 0
+      returning ${reservedColumns(sql)}
     )
-    select l.limits, (select count(*) from found) as found, r.* from limits l left join reserved r on true`
+    select l.limits, l.found, r.* from limits l left join reserved r on true`
   const runs = rows.filter((row): row is ReservedRun & { limits: number; found: number } => typeof row.key === 'string').sort(byTurn)
   const [first] = rows
   return { runs, hasLimits: (first?.limits ?? 0) > 0, isContended: (first?.found ?? 0) > runs.length }
@@ -154,6 +184,27 @@ async function roomsOf(tx: Queries, workspaceId: string, queues: readonly string
       return [name, room]
     }),
   )
+}
+
+/** The placement of a run as its reservation has found it: it waits, so nobody holds it. */
+export function placeOf(run: ReservedRun): PlacedRun {
+  return {
+    queue: run.queue,
+    priority: run.priority,
+    availableAt: run.available_at,
+    workerId: run.worker_id,
+    leaseExpiresAt: run.lease_expires_at,
+    leaseRemainingMs: run.lease_remaining_ms,
+    leaseLengthMs: run.lease_length_ms,
+    ttlExpiresAt: run.ttl_expires_at,
+    ttlRemainingMs: run.ttl_remaining_ms,
+    cancelRequestedAt: run.cancel_requested_at,
+    leaseActive: false,
+    reservedUntil: run.reserved_until,
+    maxAttempts: run.max_attempts,
+    leaseMs: run.lease_ms,
+    now: run.now,
+  }
 }
 
 /** Gives back what was reserved and is not wanted after all. */
