@@ -183,11 +183,15 @@ export function createEventTally(first: number, every: number) {
         scratch.copy(larger, 0, 0, LINK_BYTES)
         scratch = larger
       }
-      text.copy(scratch, LINK_BYTES)
+      scratch.set(text, LINK_BYTES)
       scratch[end] = NEWLINE
       if (blockBytes + text.length + 1 > BLOCK_BYTES) flush()
       if (text.length + 1 > BLOCK_BYTES) digest.update(scratch.subarray(LINK_BYTES, end + 1))
-      else blockBytes += scratch.copy(block, blockBytes, LINK_BYTES, end + 1)
+      else {
+        block.set(text, blockBytes)
+        blockBytes += text.length + 1
+        block[blockBytes - 1] = NEWLINE
+      }
       // Half the time of a Buffer for each link.
       scratch.write(hash('sha256', scratch.subarray(0, end + 1), 'binary'), 0, LINK_BYTES, 'latin1')
       bytes += text.length + 1

@@ -73,8 +73,10 @@ export async function* exportLines(source: ExportSource, subject: ExportSubject,
       const piece = Buffer.allocUnsafe(size)
       let at = 0
       for (const line of page) {
-        at += joint.copy(piece, at)
-        at += line.copy(piece, at)
+        // Not `copy`, which makes an object of each.
+        piece.set(joint, at)
+        piece.set(line, at + joint.length)
+        at += joint.length + line.length
         joint = between
       }
       yield piece

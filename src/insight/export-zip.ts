@@ -124,8 +124,9 @@ async function* lines(pages: AsyncIterable<Buffer[]>, count: (line: Buffer) => v
     let at = 0
     for (const line of page) {
       count(line)
-      at += line.copy(piece, at)
-      piece[at++] = 0x0a
+      piece.set(line, at)
+      at += line.length + 1
+      piece[at - 1] = 0x0a
     }
     yield piece
   }

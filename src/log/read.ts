@@ -281,12 +281,13 @@ export function createLogReader({ sql }: { sql: Sql }) {
       let largestBytes = 0
       let bytes = 0
       await sql`
-        select concat('{"rawSeq":', raw_seq, ',"receivedAt":"', to_char(received_at at time zone 'UTC',
-            case when date_trunc('milliseconds', received_at) = received_at then 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"' else 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"' end),
-          '","format":', to_json(format), ',"rawType":', to_json(raw_type), ',"source":', to_json(source), ',"eventId":' || to_json(event_id), ',"seqs":[',
-          case seq_count when 0 then '' when 1 then first_seq::text
-            else (select string_agg(s::text, ',' order by s) from generate_series(first_seq, first_seq + seq_count - 1) s) end,
-          '],"body', case when position(chr(10) in body) + position(chr(13) in body) > 0 then concat('Text":', to_json(body)) else concat('":', body) end, '}')
+        select '{"rawSeq":' || raw_seq || ',"receivedAt":"' || to_char(received_at at time zone 'UTC',
+            case when date_trunc('milliseconds', received_at) = received_at then 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"' else 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"' end)
+          || '","format":' || to_json(format) || ',"rawType":' || to_json(raw_type) || ',"source":' || to_json(source)
+          || coalesce(',"eventId":' || to_json(event_id), '') || ',"seqs":['
+          || case seq_count when 0 then '' when 1 then first_seq::text
+            else (select string_agg(s::text, ',' order by s) from generate_series(first_seq, first_seq + seq_count - 1) s) end
+          || '],"body' || case when position(chr(10) in body) + position(chr(13) in body) > 0 then 'Text":' || to_json(body) else '":' || body end || '}'
         from (${found}) page order by raw_seq`
         .raw()
         .forEach(([line]) => {
