@@ -8,6 +8,7 @@ import { type TypeCheck, TypeCompiler } from '@sinclair/typebox/compiler'
 import type { ImportedRaw } from '../log/import.js'
 import {
   ARTIFACTS_FOLDER,
+  assertSealed,
   BundleError,
   BundleHeader,
   CANONICAL_FILE,
@@ -17,15 +18,14 @@ import {
   createEventTally,
   createFileTally,
   type EventTally,
-  isSealed,
   MANIFEST_FILE,
   Manifest,
   RAW_FILE,
   SECTIONS,
   type Section,
 } from './bundle.js'
-import { type CheckedEvent, checkCanonical, checkRaw } from './bundle-events.js'
-import { HEADER_PLACE } from './bundle-lines.js'
+import { type CheckedEvent, checkCanonical, checkRaw, seqOfLine } from './bundle-events.js'
+import { HEADER_PLACE, type Place } from './bundle-lines.js'
 
 export interface ArtifactPiece {
   sha256: string
@@ -51,6 +51,17 @@ function parsed<S extends Parameters<typeof TypeCompiler.Compile>[0]>(place: str
   if (check.Check(value)) return value
   const fault = check.Errors(value).First()
   throw new BundleError(place, `it is not what this version reads: ${fault?.path ?? ''} ${fault?.message ?? ''}`)
+}
+
+/** @throws BundleError unless the text is that of a manifest, to the byte. */
+export function readManifest(text: string): Manifest {
+  assertSealed(text)
+  return parsed(MANIFEST_FILE, text, manifestCheck)
+}
+
+/** @throws BundleError */
+export function readHeader(text: string): BundleHeader {
+  return parsed(HEADER_PLACE, text, headerCheck)
 }
 
 export type BundleCheck = ReturnType<typeof createBundleCheck>
@@ -92,23 +103,27 @@ export function createBundleCheck() {
     artifact = undefined
   }
 
-  /** The first line that differs from what the checks were made of. */
-  function blame(path: string): BundleError {
+  /** The first line that differs from what the checks were made of, among those that were read. */
+  function divergence(path: string): number | undefined {
     const tally = path === CANONICAL_FILE ? canonical : path === RAW_FILE ? raw : undefined
-    const seq = tally?.divergence((checks ?? []).filter(({ file }) => file === path))
-    return new BundleError(path, 'it is not what was exported: its SHA-256 is not that of the manifest', seq)
+    return tally?.divergence((checks ?? []).filter(({ file }) => file === path))
   }
 
+  const blame = (path: string) => new BundleError(path, 'it is not what was exported: its SHA-256 is not that of the manifest', divergence(path))
+
   return {
+    divergence,
     get header() {
       return known()
     },
-    /** Where the reading is, for what is said of a cut. */
-    place: () => ({ section: SECTIONS[Math.max(at, 0)], seq: SECTIONS[at]?.file === RAW_FILE ? nextRawSeq : canonical ? nextSeq : undefined }),
+    /** Where the reading is, for what is said of a cut: the first event that is not there, also behind the events. */
+    place(file = SECTIONS[Math.max(at, 0)]?.file ?? HEADER_PLACE): Place {
+      return { file, seq: file === RAW_FILE ? raw && nextRawSeq : canonical && nextSeq }
+    },
 
-    begin(text: string) {
+    begin(told: BundleHeader) {
       if (header) throw new BundleError(HEADER_PLACE, 'it is there twice')
-      header = parsed(HEADER_PLACE, text, headerCheck)
+      header = told
     },
 
     /** Sections come in their order. */
@@ -140,7 +155,7 @@ export function createBundleCheck() {
     canonical(line: Buffer): CheckedEvent {
       const { runId, headSeq } = known()
       if (!canonical) {
-        firstSeq = Number(/^\{"runId":"[^"]*","seq":(\d{1,16}),/.exec(line.toString('latin1', 0, 400))?.[1] ?? 1)
+        firstSeq = seqOfLine(line) ?? 1
         nextSeq = firstSeq
         canonical = createEventTally(firstSeq, checkSpacing(headSeq))
       }
@@ -155,7 +170,7 @@ export function createBundleCheck() {
     raw(line: Buffer): ImportedRaw {
       const { headSeq, headRawSeq } = known()
       if (!raw) {
-        firstRawSeq = Number(/^\{"rawSeq":(\d{1,16}),/.exec(line.toString('latin1', 0, 40))?.[1] ?? 1)
+        firstRawSeq = seqOfLine(line) ?? 1
         nextRawSeq = firstRawSeq
         raw = createEventTally(firstRawSeq, checkSpacing(headRawSeq))
       }
@@ -211,10 +226,8 @@ export function createBundleCheck() {
     other: put,
 
     /** @throws BundleError unless all that was read is all that the manifest tells. */
-    end(text: string): Manifest {
+    end(manifest: Manifest): void {
       endArtifact()
-      if (!isSealed(text)) throw new BundleError(MANIFEST_FILE, 'it was changed: its SHA-256 is not that of its text')
-      const manifest = parsed(MANIFEST_FILE, text, manifestCheck)
       if (canonical) put(canonical.end(CANONICAL_FILE))
       if (raw) put(raw.end(RAW_FILE))
       if (checks) put(checksFile.end(CHECKS_FILE))
@@ -253,7 +266,6 @@ export function createBundleCheck() {
       if (manifest.complete && (firstSeq !== 1 || nextSeq - 1 !== manifest.headSeq)) {
         throw new BundleError(MANIFEST_FILE, 'it says that the bundle is complete, which it is not')
       }
-      return manifest
     },
   }
 }

@@ -39,6 +39,15 @@ function parse(file: string, seq: number, line: Buffer): { text: string; value: 
   }
 }
 
+const NUMBER = /\{(?:"runId":"[^"]*","seq"|"rawSeq"):(\d{1,16}),/
+const NUMBER_BYTES = 400
+
+/** The seq or rawSeq of a line, by its beginning; undefined where it does not tell it. Nothing of the line is checked. */
+export function seqOfLine(line: Buffer): number | undefined {
+  const told = NUMBER.exec(line.toString('latin1', 0, NUMBER_BYTES))?.[1]
+  return told === undefined ? undefined : Number(told)
+}
+
 /** A canonical event of the run, with this seq. */
 export function checkCanonical(line: Buffer, seq: number, runId: string): CheckedEvent {
   const misfit = (what: string) => new BundleError(CANONICAL_FILE, what, seq)

@@ -1,42 +1,64 @@
 /** Bundles as lines, read again: what `ndjsonWire` and `jsonWire` wrote, byte for byte, or an error that says where it is not. */
 import { BundleError, MANIFEST_FILE, SECTIONS, type Section } from './bundle.js'
+import { PackingError } from './inflate.js'
 
 export const HEADER_PLACE = 'the header'
 const NEWLINE = 0x0a
 const COMMA = 0x2c
 const CLOSE_BRACE = 0x7d
+/** What a line is, and its number, is told within so many bytes. */
+const START_BYTES = 500
 /** An event may have 16 MiB; a state has less. */
 export const MAX_LINE_BYTES = 67_108_864
 
-/** Lines without their newline, those of a piece together. They share memory with the pieces. @throws BundleError for one that is too long. */
-export async function* readLines(pieces: AsyncIterable<Buffer>, place: () => string): AsyncGenerator<Buffer[]> {
+/** A file of the bundle, and in or behind a file of events the number of the first that is not there. */
+export interface Place {
+  file: string
+  seq: number | undefined
+}
+
+/**
+ * Lines without their newline, those of a piece together. They share memory with the pieces.
+ * @param place where the reading is, of a line of which only the beginning is there
+ * @throws BundleError for a line that is too long or has no end, and where the pieces end in a PackingError
+ */
+export async function* readLines(pieces: AsyncIterable<Buffer>, place: (start: Buffer) => Place): AsyncGenerator<Buffer[]> {
   let held: Buffer[] = []
   let heldBytes = 0
-  for await (const piece of pieces) {
-    const lines: Buffer[] = []
-    let start = 0
-    for (let newline = piece.indexOf(NEWLINE); newline !== -1; newline = piece.indexOf(NEWLINE, start)) {
-      const end = piece.subarray(start, newline)
-      lines.push(held.length === 0 ? end : Buffer.concat([...held, end]))
-      held = []
-      heldBytes = 0
-      start = newline + 1
+  try {
+    for await (const piece of pieces) {
+      const lines: Buffer[] = []
+      let start = 0
+      for (let newline = piece.indexOf(NEWLINE); newline !== -1; newline = piece.indexOf(NEWLINE, start)) {
+        const end = piece.subarray(start, newline)
+        lines.push(held.length === 0 ? end : Buffer.concat([...held, end]))
+        held = []
+        heldBytes = 0
+        start = newline + 1
+      }
+      if (start < piece.length) {
+        held.push(piece.subarray(start))
+        heldBytes += piece.length - start
+        if (heldBytes > MAX_LINE_BYTES) throw fault(held, `a line is longer than ${MAX_LINE_BYTES} bytes`)
+      }
+      if (lines.length > 0) yield lines
     }
-    if (start < piece.length) {
-      held.push(piece.subarray(start))
-      heldBytes += piece.length - start
-      if (heldBytes > MAX_LINE_BYTES) throw new BundleError(place(), `a line is longer than ${MAX_LINE_BYTES} bytes`)
-    }
-    if (lines.length > 0) yield lines
+  } catch (error) {
+    throw error instanceof PackingError ? fault(held, error.message) : error
   }
-  if (held.length > 0) throw new BundleError(place(), 'the last line is cut: there is no newline at its end. Fetch the bundle again')
+  if (held.length > 0) throw fault(held, 'the last line is cut: there is no newline at its end. Fetch the bundle again')
+
+  function fault(held: Buffer[], what: string): BundleError {
+    const { file, seq } = place(Buffer.concat(held.map((piece) => piece.subarray(0, START_BYTES))))
+    return new BundleError(file, what, seq)
+  }
 }
 
 export type Line =
   | { what: 'header' | 'manifest' | 'error'; text: Buffer }
   | { what: 'item'; section: Section; text: Buffer }
-  /** Nothing but the beginning or the end of a list. */
-  | { what: 'mark' }
+  /** The beginning of a list, or the end of one. */
+  | { what: 'mark'; section?: Section | undefined }
 
 /** What a line holds; undefined for one that was never written so. A parser is of one bundle. */
 export type LineParser = (line: Buffer) => Line | undefined
@@ -87,7 +109,7 @@ export function jsonParser(): LineParser {
     if (end) return line[line.length - 1] === CLOSE_BRACE ? { what: end.what, text: line.subarray(end.prefix.length, -1) } : undefined
     list = lists.get(line.toString('latin1', 0, 40))
     isLast = false
-    return list && MARK
+    return list && { what: 'mark', section: list }
   }
 }
 
@@ -95,8 +117,13 @@ function starts(line: Buffer, prefix: Buffer): boolean {
   return line.length > prefix.length && line.compare(prefix, 0, prefix.length, 0, prefix.length) === 0
 }
 
-/** Where in the bundle the reading is, for what is said of a cut. */
-export function cutError(section: Section | undefined, seq: number | undefined): BundleError {
-  const file = section?.file ?? MANIFEST_FILE
+/** Which file the line of a bundle in NDJSON or JSON belongs to that begins so; undefined for an item of a list in JSON. */
+export function fileOfLine(start: Buffer): string | undefined {
+  const text = start.toString('latin1', 0, 60)
+  if (text.startsWith('{"kind":"manifest",') || text.startsWith('"manifest":')) return MANIFEST_FILE
+  return SECTIONS.find(({ kind, member }) => text.startsWith(`{"kind":"${kind}",`) || text.startsWith(`"${member}":`))?.file
+}
+
+export function cutError({ file, seq }: Place): BundleError {
   return new BundleError(file, 'the bundle is cut here: its manifest is missing. Fetch it again', seq)
 }

@@ -5,8 +5,7 @@
 import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
 import { open, stat } from 'node:fs/promises'
-import type { Readable } from 'node:stream'
-import { createGunzip } from 'node:zlib'
+import { createInflateRaw } from 'node:zlib'
 import { type Entry, openPromise, type ZipFile } from 'yauzl'
 import type { CanonicalEvent } from '../domain/canonical-event.js'
 import type { ImportedRaw } from '../log/import.js'
@@ -24,9 +23,23 @@ import {
   type Section,
   TABLES,
 } from './bundle.js'
-import { type ArtifactPiece, createBundleCheck } from './bundle-check.js'
-import type { CheckedEvent } from './bundle-events.js'
-import { cutError, HEADER_PLACE, isNdjson, jsonParser, type LineParser, MAX_LINE_BYTES, ndjsonParser, readLines } from './bundle-lines.js'
+import { type ArtifactPiece, createBundleCheck, readHeader, readManifest } from './bundle-check.js'
+import { type CheckedEvent, seqOfLine } from './bundle-events.js'
+import {
+  cutError,
+  fileOfLine,
+  HEADER_PLACE,
+  isNdjson,
+  jsonParser,
+  type LineParser,
+  MAX_LINE_BYTES,
+  ndjsonParser,
+  type Place,
+  readLines,
+} from './bundle-lines.js'
+import { gunzipped, unpackedToFault } from './inflate.js'
+import { assertFileName, assertRatio, DEFLATED, MAX_ENTRIES, ZIP } from './zip-bounds.js'
+import { cutOfZip } from './zip-cut.js'
 
 export { BundleError, BundleTooLargeError } from './bundle.js'
 
@@ -55,7 +68,6 @@ export interface Bundle {
 
 const NO_LIMIT: ReadLimits = { maxBytes: Number.MAX_SAFE_INTEGER }
 const READ_BYTES = 262_144
-const ZIP = 'the zip'
 
 /**
  * Reads all of a bundle and checks it, and then gives its events as often as they are wanted.
@@ -71,7 +83,7 @@ export async function openBundle(path: string, limits: ReadLimits = NO_LIMIT): P
     else if (part.kind === 'state') state = part.value
     else if (part.kind === 'manifest') manifest = part.manifest
   }
-  if (!manifest) throw cutError(undefined, undefined)
+  if (!manifest) throw cutError({ file: MANIFEST_FILE, seq: undefined })
   return {
     manifest,
     run,
@@ -114,42 +126,41 @@ async function* limited(pieces: AsyncIterable<Buffer>, budget: { bytes: number }
 
 async function* scanLines(path: string, isGzip: boolean, limits: ReadLimits): AsyncGenerator<BundlePart> {
   const check = createBundleCheck()
-  const file = createReadStream(path, { highWaterMark: READ_BYTES })
-  const bytes: Readable = isGzip ? file.pipe(createGunzip({ chunkSize: READ_BYTES })) : file
-  file.on('error', (error) => bytes.destroy(error))
   let parser: LineParser | undefined
   let isEnded = false
-  const place = () => (parser ? (check.place().section?.file ?? HEADER_PLACE) : HEADER_PLACE)
-  try {
-    for await (const lines of readLines(limited(bytes, { bytes: limits.maxBytes }), place)) {
-      const batch = createBatch()
-      for (const line of lines) {
-        if (isEnded) throw new BundleError(MANIFEST_FILE, 'something follows it')
-        parser ??= isNdjson(line) ? ndjsonParser() : jsonParser()
-        const item = parser(line)
-        if (!item) throw new BundleError(place(), 'a line is not one of a bundle', check.place().seq)
-        if (item.what === 'header') {
-          check.begin(item.text.toString('utf8'))
-          batch.add({ kind: 'header', header: check.header })
-        } else if (item.what === 'item') takeItem(check, item.section, item.text, batch)
-        else if (item.what === 'error') throw new BundleError(place(), `the export failed here: ${item.text.toString('utf8', 0, 500)}`, check.place().seq)
-        else if (item.what === 'manifest') {
-          isEnded = true
-          batch.add({ kind: 'manifest', manifest: check.end(item.text.toString('utf8')) })
-        }
-      }
-      yield* batch.parts
-    }
-  } catch (error) {
-    if (isGzip && !(error instanceof BundleError || error instanceof BundleTooLargeError)) {
-      throw new BundleError(place(), `the gzip is cut or damaged here: ${error instanceof Error ? error.message : ''}`, check.place().seq)
-    }
-    throw error
-  } finally {
-    file.destroy()
-    bytes.destroy()
+  const place = (start?: Buffer): Place => {
+    if (!parser) return { file: HEADER_PLACE, seq: undefined }
+    const { file, seq } = check.place(isEnded ? MANIFEST_FILE : start && fileOfLine(start))
+    return { file, seq: seq ?? (start && seqOfLine(start)) }
   }
-  if (!isEnded) throw parser ? cutError(check.place().section, check.place().seq) : new BundleError(HEADER_PLACE, 'it is missing')
+  const fault = (what: string) => {
+    const { file, seq } = place()
+    return new BundleError(file, what, seq)
+  }
+  const bytes = isGzip ? gunzipped(path, READ_BYTES) : createReadStream(path, { highWaterMark: READ_BYTES })
+  for await (const lines of readLines(limited(bytes, { bytes: limits.maxBytes }), place)) {
+    const batch = createBatch()
+    for (const line of lines) {
+      if (isEnded) throw new BundleError(MANIFEST_FILE, 'something follows it')
+      parser ??= isNdjson(line) ? ndjsonParser() : jsonParser()
+      const item = parser(line)
+      if (!item) throw fault('a line is not one of a bundle')
+      if (item.what === 'header') {
+        check.begin(readHeader(item.text.toString('utf8')))
+        batch.add({ kind: 'header', header: check.header })
+      } else if (item.what === 'item') takeItem(check, item.section, item.text, batch)
+      else if (item.what === 'mark' && item.section) check.enter(item.section)
+      else if (item.what === 'error') throw fault(`the export failed here: ${item.text.toString('utf8', 0, 500)}`)
+      else if (item.what === 'manifest') {
+        isEnded = true
+        const manifest = readManifest(item.text.toString('utf8'))
+        check.end(manifest)
+        batch.add({ kind: 'manifest', manifest })
+      }
+    }
+    yield* batch.parts
+  }
+  if (!isEnded) throw parser ? cutError(place()) : new BundleError(HEADER_PLACE, 'it is missing')
 }
 
 /** Events that follow each other are one part. */
@@ -193,18 +204,12 @@ function takeItem(check: ReturnType<typeof createBundleCheck>, section: Section,
   }
 }
 
-/** A zip may have so many entries: artifacts, and a dozen files. */
-const MAX_ENTRIES = 100_000
-/** Nothing that is said in an event packs like this; a megabyte may. */
-const MAX_RATIO = 500
-const FREE_BYTES = 16_777_216
-
 async function* scanZip(path: string, limits: ReadLimits): AsyncGenerator<BundlePart> {
   let zip: ZipFile
   try {
     zip = await openPromise(path, { autoClose: false, lazyEntries: true, strictFileNames: true, validateEntrySizes: true, decodeStrings: true })
   } catch (error) {
-    throw new BundleError(ZIP, `its end is missing or damaged (${error instanceof Error ? error.message : ''}). Fetch the bundle again`)
+    throw await cutOfZip(path, error instanceof Error ? error.message : '', limits.maxBytes)
   }
   try {
     yield* scanEntries(path, zip, await entriesOf(zip, limits), limits)
@@ -215,17 +220,14 @@ async function* scanZip(path: string, limits: ReadLimits): AsyncGenerator<Bundle
 
 async function entriesOf(zip: ZipFile, limits: ReadLimits): Promise<Map<string, Entry>> {
   const entries = new Map<string, Entry>()
-  const allowed = new Set<string>([...SECTIONS.filter(({ file }) => file !== ARTIFACTS_FOLDER).map(({ file }) => file), ...TABLES, MANIFEST_FILE])
   if (zip.entryCount > MAX_ENTRIES) throw new BundleError(ZIP, `it has ${zip.entryCount} entries`)
   let bytes = 0
   try {
     for await (const entry of zip.eachEntry()) {
       const { fileName, uncompressedSize, compressedSize } = entry
-      if (fileName === 'error.json') throw new BundleError(fileName, 'the export failed on its way. Export the run again')
-      if (!allowed.has(fileName) && !/^artifacts\/[0-9a-f]{64}$/.test(fileName)) throw new BundleError(fileName.slice(0, 200), 'no bundle has such a file')
+      assertFileName(fileName)
       if (entries.has(fileName)) throw new BundleError(fileName, 'it is there twice')
-      if (uncompressedSize > FREE_BYTES && uncompressedSize > MAX_RATIO * compressedSize)
-        throw new BundleTooLargeError(`${fileName} is ${compressedSize} bytes and would be ${uncompressedSize}`)
+      assertRatio(fileName, compressedSize, uncompressedSize)
       bytes += uncompressedSize
       entries.set(fileName, entry)
     }
@@ -241,18 +243,32 @@ async function* scanEntries(path: string, zip: ZipFile, entries: Map<string, Ent
   const check = createBundleCheck()
   const budget = { bytes: limits.maxBytes }
 
-  async function* contentOf(file: string): AsyncGenerator<Buffer> {
+  const firstSeqs = new Map<string, number | undefined>()
+  /** Of a file that ends too early: in one of events, the first event that is not there. */
+  const place = (file: string): Place => ({ file, seq: check.place(file).seq ?? firstSeqs.get(file) })
+
+  async function* unpacked(file: string): AsyncGenerator<Buffer> {
     const entry = entries.get(file)
     if (!entry) throw new BundleError(file, 'it is missing')
+    let given = 0
     try {
-      const content = await zip.openReadStreamPromise(entry)
-      yield* limited(content, budget)
+      for await (const piece of await zip.openReadStreamPromise(entry)) {
+        given += piece.length
+        yield piece
+      }
     } catch (error) {
-      if (error instanceof BundleError || error instanceof BundleTooLargeError) throw error
-      const { section, seq } = check.place()
-      throw new BundleError(file, `it is cut or damaged: ${error instanceof Error ? error.message : ''}`, section?.file === file ? seq : undefined)
+      if (entry.compressionMethod === DEFLATED) {
+        for await (const piece of unpackedToFault(() => zip.openReadStreamPromise(entry, { decodeFileData: false }), createInflateRaw, given)) {
+          yield piece.subarray(0, entry.uncompressedSize - given)
+          given += piece.length
+          if (given >= entry.uncompressedSize) break
+        }
+      }
+      throw new BundleError(file, `it is cut or damaged here: ${error instanceof Error ? error.message : ''}`, place(file).seq)
     }
   }
+
+  const contentOf = (file: string) => limited(unpacked(file), budget)
 
   async function wholeLine(file: string): Promise<Buffer> {
     const pieces: Buffer[] = []
@@ -267,18 +283,32 @@ async function* scanEntries(path: string, zip: ZipFile, entries: Map<string, Ent
     return text.subarray(0, -1)
   }
 
-  const manifestText = (await wholeLine(MANIFEST_FILE)).toString('utf8')
-  const header = headerOf(manifestText)
-  check.begin(header)
+  /** Damage to what is packed may change some lines before the first that cannot be one: the checks tell, out of their turn. */
+  async function firstFault(error: BundleError): Promise<BundleError> {
+    try {
+      for await (const lines of readLines(contentOf(CHECKS_FILE), () => place(CHECKS_FILE))) for (const line of lines) check.checks(line)
+    } catch {
+      return error
+    }
+    const seq = check.divergence(error.file)
+    if (seq === undefined || error.seq === undefined || seq >= error.seq) return error
+    return new BundleError(error.file, 'it is not what was exported from here on', seq)
+  }
+
+  const manifest = readManifest((await wholeLine(MANIFEST_FILE)).toString('utf8'))
+  firstSeqs.set(CANONICAL_FILE, manifest.ranges.canonical?.fromSeq).set(RAW_FILE, manifest.ranges.raw?.fromSeq)
+  check.begin(manifest)
   yield { kind: 'header', header: check.header }
   for (const section of SECTIONS) {
     const { file } = section
     if (file === ARTIFACTS_FOLDER) {
       check.enter(section)
+      const artifacts = new Map(manifest.artifacts.map((artifact) => [artifact.sha256, artifact]))
       for (const name of entries.keys()) {
         if (!name.startsWith(ARTIFACTS_FOLDER)) continue
-        const { mediaType, bytes } = artifactOf(manifestText, name)
-        check.artifactBegins(name.slice(ARTIFACTS_FOLDER.length), bytes, mediaType)
+        const artifact = artifacts.get(name.slice(ARTIFACTS_FOLDER.length))
+        if (!artifact) throw new BundleError(name, 'the manifest does not tell of it')
+        check.artifactBegins(artifact.sha256, artifact.bytes, artifact.mediaType)
         yield { kind: 'artifact', piece: check.artifactPiece(Buffer.alloc(0)) }
         for await (const piece of contentOf(name)) yield { kind: 'artifact', piece: check.artifactPiece(piece) }
       }
@@ -290,10 +320,14 @@ async function* scanEntries(path: string, zip: ZipFile, entries: Map<string, Ent
         yield* batch.parts
         continue
       }
-      for await (const lines of readLines(contentOf(file), () => file)) {
-        const batch = createBatch()
-        for (const line of lines) takeItem(check, section, line, batch)
-        yield* batch.parts
+      try {
+        for await (const lines of readLines(contentOf(file), () => place(file))) {
+          const batch = createBatch()
+          for (const line of lines) takeItem(check, section, line, batch)
+          yield* batch.parts
+        }
+      } catch (error) {
+        throw error instanceof BundleError ? await firstFault(error) : error
       }
     }
   }
@@ -303,26 +337,9 @@ async function* scanEntries(path: string, zip: ZipFile, entries: Map<string, Ent
     for await (const piece of contentOf(table)) tally.add(piece)
     check.other(tally.end(table))
   }
-  const manifest = check.end(manifestText)
+  check.end(manifest)
   await checkSeal(path, zip.comment)
   yield { kind: 'manifest', manifest }
-}
-
-/** The manifest begins with what other containers begin with. */
-function headerOf(manifestText: string): string {
-  try {
-    const { bundleVersion, service, runId, format, profile, headSeq, headRawSeq } = JSON.parse(manifestText)
-    return JSON.stringify({ bundleVersion, service, runId, format, profile, headSeq, headRawSeq })
-  } catch {
-    throw new BundleError(MANIFEST_FILE, 'it is not JSON')
-  }
-}
-
-function artifactOf(manifestText: string, file: string): { mediaType: string; bytes: number } {
-  const { artifacts } = JSON.parse(manifestText) as Partial<Manifest>
-  const found = Array.isArray(artifacts) ? artifacts.find(({ sha256 }) => `${ARTIFACTS_FOLDER}${sha256}` === file) : undefined
-  if (!found) throw new BundleError(file, 'the manifest does not tell of it')
-  return found
 }
 
 /**

@@ -97,10 +97,11 @@ export function sealManifest(manifest: Omit<Manifest, 'sha256'>): string {
   return `${text},"sha256":"${sha256Of(text)}"}`
 }
 
-/** @returns whether the hash at its end is that of the text before it. */
-export function isSealed(text: string): boolean {
+/** @throws BundleError unless the hash at its end is that of the text before it. */
+export function assertSealed(text: string): void {
   const at = text.lastIndexOf(',"sha256":"')
-  return text.slice(at) === `,"sha256":"${sha256Of(text.slice(0, at))}"}`
+  if (text.slice(at) !== `,"sha256":"${sha256Of(text.slice(0, at))}"}`)
+    throw new BundleError(MANIFEST_FILE, 'it was changed: its SHA-256 is not that of its text')
 }
 
 function sha256Of(text: string): string {
