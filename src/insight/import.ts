@@ -17,7 +17,8 @@ import { toUtc } from '../domain/time.js'
 import { RunplaneError } from '../errors.js'
 import { beginImport, type ImportedRun, type RunImport } from '../log/import.js'
 import type { LogReader } from '../log/read.js'
-import { createState, type FoldState, foldEvent } from '../projections/fold.js'
+import { createState, encodeState, type FoldState, foldEvent } from '../projections/fold.js'
+import { isCheckpointDue, type Since } from '../runs/checkpoints.js'
 import type { Artifacts } from './artifacts.js'
 import { BundleError, BundleTooLargeError, CANONICAL_FILE, type Checks, checkSpacing, createEventTally, type EventTally, type Manifest } from './bundle.js'
 import { type CheckedEvent, isStorable } from './bundle-events.js'
@@ -156,6 +157,7 @@ type FileDeps = Pick<ImporterDeps, 'sql' | 'reader' | 'artifacts' | 'maxBytes'>
 async function importFile(deps: FileDeps, workspaceId: string, path: string, place: string, as: string | undefined): Promise<ImportAnswer> {
   const { sql, reader, artifacts, maxBytes } = deps
   const state = createState()
+  let since: Since = { events: 0, bytes: 0 }
   let runId = ''
   let renamed: ((event: CheckedEvent) => CheckedEvent) | undefined
   let tally: EventTally | undefined
@@ -185,7 +187,13 @@ async function importFile(deps: FileDeps, workspaceId: string, path: string, pla
           const events = renamed ? part.events.map(renamed) : part.events
           for (const { text, event } of events) {
             tally?.add(Buffer.from(text))
-            if (writing) foldOne(state, event)
+            if (!writing) continue
+            foldOne(state, event)
+            since.events++
+            since.bytes += text.length
+            if (!isCheckpointDue(since)) continue
+            await sender.checkpoint(writing, state)
+            since = { events: 0, bytes: 0 }
           }
           if (writing) await sender.canonical(writing, events)
           break
@@ -317,7 +325,6 @@ function createSender() {
 
   async function send(work: () => Promise<void>): Promise<void> {
     await sent
-    chars = 0
     sent = work()
     // It is asked how it went before the next is sent, and at the end.
     sent.catch(() => {})
@@ -326,11 +333,13 @@ function createSender() {
   async function sendCanonical(to: RunImport): Promise<void> {
     const events = canonical
     canonical = []
+    chars = 0
     if (events.length > 0) await send(() => to.canonical(events))
   }
   async function sendRaw(to: RunImport): Promise<void> {
     const events = raw
     raw = []
+    chars = 0
     if (events.length > 0) await send(() => to.raw(events))
   }
 
@@ -348,6 +357,12 @@ function createSender() {
         chars += event.body.length
         if (raw.length === BATCH_EVENTS || chars > BATCH_CHARS) await sendRaw(to)
       }
+    },
+    /** The state as it is now. */
+    async checkpoint(to: RunImport, state: FoldState): Promise<void> {
+      const { version } = state
+      const text = encodeState(state)
+      await send(() => to.checkpoint(version, text))
     },
     async flush(to: RunImport): Promise<void> {
       await sendCanonical(to)

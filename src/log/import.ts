@@ -45,6 +45,8 @@ export interface RunImport {
   /** Events in order, as the texts that they are stored as. */
   canonical(events: readonly { text: string; event: CanonicalEvent }[]): Promise<void>
   raw(events: readonly ImportedRaw[]): Promise<void>
+  /** A state on the way (runs/checkpoints.ts), as `encodeState` writes it. */
+  checkpoint(seq: number, state: string): Promise<void>
   /** Makes the run visible, with all that was written. False: there is a run of this id by now, and nothing is visible. */
   publish(run: ImportedRun, state: FoldState): Promise<boolean>
   /** What was written goes. */
@@ -100,6 +102,11 @@ export async function beginImport(sql: Sql, workspaceId: string, runId: string):
         insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
         select ${key}::text::uuid, n, at, f, c, fmt, rt, s, i, b from json_to_recordset(${JSON.stringify(rows)}::text::json)
           as r(n bigint, at timestamptz, f bigint, c smallint, fmt text, rt text, s text, i text, b text)`
+    },
+
+    async checkpoint(seq, state) {
+      await renew()
+      await sql`insert into run_checkpoints (run_key, seq, schema_version, state) values (${key}, ${seq}, ${PROJECTION_SCHEMA_VERSION}, ${state}::text::json)`
     },
 
     async publish(run, state) {

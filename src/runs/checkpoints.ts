@@ -2,6 +2,7 @@
  * States on the way through a long run, so that the state at any seq is near one: read the nearest before it, fold the few events after.
  *
  * Written behind, never by an append: from the state in memory soon after the commit that made one due, and by whoever folds past where one is missing.
+ * An import, which folds the run anyway, writes those of its run with it.
  * A row is a cache: deleting all of them changes nothing but time, and one of another schema version is not used.
  *
  * Measured in CPU time, with events of 630 bytes and a state of 110 KB: writing one takes 3.4 ms, and the state at a random seq 19 ms with one every 5,000
@@ -30,9 +31,15 @@ export interface Checkpoints {
   close(): Promise<void>
 }
 
-interface Since {
+/** What was folded since the last checkpoint. */
+export interface Since {
   events: number
   bytes: number
+}
+
+/** Whether so much makes the next one due. */
+export function isCheckpointDue({ events, bytes }: Since, everyEvents = EVERY_EVENTS, everyBytes = EVERY_BYTES): boolean {
+  return events >= everyEvents || bytes >= everyBytes
 }
 
 export function createCheckpoints(deps: {
@@ -42,7 +49,7 @@ export function createCheckpoints(deps: {
   everyEvents?: number
   everyBytes?: number
 }): Checkpoints {
-  const { sql, states, log, everyEvents = EVERY_EVENTS, everyBytes = EVERY_BYTES } = deps
+  const { sql, states, log, everyEvents = EVERY_EVENTS, everyBytes } = deps
   const counted = new Map<string, Since>()
   const due = new Set<string>()
   /** Long folds that are under way: a second reader of the run waits, and finds their checkpoints. */
@@ -50,7 +57,7 @@ export function createCheckpoints(deps: {
   let writing: Promise<void> | undefined
   let closed = false
 
-  const isDue = ({ events, bytes }: Since) => events >= everyEvents || bytes >= everyBytes
+  const isDue = (since: Since) => isCheckpointDue(since, everyEvents, everyBytes)
 
   async function save(runKey: string, seq: number, state: string): Promise<void> {
     try {

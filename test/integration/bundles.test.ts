@@ -10,7 +10,9 @@ import fc from 'fast-check'
 import t, { type Test } from 'tap'
 import { ZipFile } from 'yazl'
 import type { Database } from '../../src/db/client.js'
+import type { CanonicalEvent } from '../../src/domain/canonical-event.js'
 import { openBundle } from '../../src/insight/bundle-reader.js'
+import { createState, encodeState, fold } from '../../src/projections/fold.js'
 import { exportOf, importInto, listening, scanned, temporaryFolder, unzipped } from '../support/bundles.js'
 import { serverUrl, testDatabase } from '../support/database.js'
 import type { RunRecord } from '../support/http.js'
@@ -237,6 +239,31 @@ for (const [name, open] of databases) {
         t.equal((await other.client.append('original', { type: 'custom.emitted', data: { name: 'later' } })).body.firstSeq, head + 1, 'it can be written on')
         t.match(await importInto(other.url, bundle), { status: 200, body: { imported: false } }, 'all of the bundle is still there')
       }
+    })
+    await t.test('leaves the states on the way of a long run, so that none is folded from its beginning', async (t) => {
+      const long = `long-${name}`
+      await client.createRun({ id: long })
+      for (let batch = 0; batch < 5; batch++) {
+        await client.append(
+          long,
+          Array.from({ length: 1000 }, (_, n) => ({ type: 'step.started', subject: { kind: 'step', id: `${batch}-${n}` }, data: { name: `step ${n}` } })),
+        )
+      }
+      const as = `${long}-copy`
+      t.match(await importInto(url, await exportOf(url, long, '?format=ndjson'), `?as=${as}`), { status: 201 })
+      const saved = await database.sql<{ seq: number; state: string }[]>`
+        select seq, state::text as state from run_checkpoints where run_key = (select key from runs where id = ${as}) order by seq`
+      t.same(
+        saved.map(({ seq }) => seq),
+        [2000, 4000],
+      )
+      const events = (
+        await database.sql<{ event: CanonicalEvent }[]>`
+        select event from run_events_canonical where run_key = (select key from runs where id = ${as}) order by seq`
+      ).map(({ event }) => event)
+      for (const { seq, state } of saved)
+        t.equal(state, encodeState(fold(createState(), events.slice(0, seq))), `the state at ${seq} is the fold of ${seq} events`)
+      t.same((await client.state(as, '?seq=4321')).state.steps, (await client.state(long, '?seq=4321')).state.steps)
     })
     await t.test('takes another id, once', async (t) => {
       const bundle = await exportOf(url, 'original', everything('ndjson'))
