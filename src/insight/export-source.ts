@@ -133,6 +133,7 @@ export function createExportSource({ sql, reader, runStates, prices, artifacts, 
       const from = Math.max(fromSeq, firstSeq)
       const to = Math.min(headSeq, limit === undefined ? headSeq : from + limit - 1)
       const raw = options.raw && !redactor ? await rawRange(row, from, to, headSeq) : undefined
+      const state = viewState(fold)
       const stored = options.artifacts && !redactor ? await artifacts.list(row.key) : []
       return {
         runKey: row.key,
@@ -140,9 +141,9 @@ export function createExportSource({ sql, reader, runStates, prices, artifacts, 
         workspaceId,
         headSeq,
         headRawSeq: row.last_raw_seq,
-        // Who holds the run now is nothing of its past.
-        run: text({ ...toRecord(row), lease: null }),
-        state: text({ runId, version: fold.version, schemaVersion: PROJECTION_SCHEMA_VERSION, state: viewState(fold) }),
+        // Who holds the run now is nothing of its past; who held it is.
+        run: text({ ...toRecord(row), lease: null, attempts: state.run.attempts }),
+        state: text({ runId, version: fold.version, schemaVersion: PROJECTION_SCHEMA_VERSION, state }),
         // Counts, and names that every profile keeps.
         metrics: JSON.stringify(metricsOf(fold, prices)),
         canonical: options.canonical ? { from, to, head: headSeq } : undefined,

@@ -240,6 +240,47 @@ for (const [name, open] of databases) {
         t.match(await importInto(other.url, bundle), { status: 200, body: { imported: false } }, 'all of the bundle is still there')
       }
     })
+    await t.test('brings back who was at work on the run, when, and how that ended', async (t) => {
+      const id = `tried-${name}`
+      const queue = `q-${name}`
+      const [ann, bob] = ['worker of Ann <ann@example.com>', 'worker-7']
+      const claim = async (workerId: string) => t.match(await client.post('/runs/claim', { queue, workerId }), { status: 200, body: { runId: id } })
+      await client.createRun({ id, queue })
+      await claim(ann)
+      t.match(await client.post(`/runs/${id}/release`, { workerId: ann }), { status: 200 })
+      await claim(bob)
+      await client.append(id, { type: 'run.failed', data: { error: { message: 'no' } } })
+      t.match(await client.post(`/runs/${id}/retry`, {}), { status: 200 })
+      await claim(bob)
+      await client.append(id, [{ type: 'run.started' }, { type: 'run.completed' }])
+      const attempts = [
+        { attempt: 1, workerId: ann, claimedAt: String, endedAt: String, status: 'released' },
+        { attempt: 1, workerId: bob, claimedAt: String, startedAt: String, endedAt: String, status: 'failed' },
+        { attempt: 2, workerId: bob, claimedAt: String, startedAt: String, endedAt: String, status: 'completed' },
+      ]
+      t.match(await client.state(id), { state: { run: { attempts } } })
+      const there = (await listening(t, await testDatabase(t))).url
+      for (const format of FORMATS) {
+        const path = join(folder, `tried.${format}`)
+        const bundle = await exportOf(url, id, everything(format))
+        await writeFile(path, bundle)
+        const { run, state } = await openBundle(path)
+        t.match(run, { attempts }, `the record in ${format}`)
+        t.same(run.attempts, (state as { state: { run: { attempts: unknown } } }).state.run.attempts)
+        const as = `?as=${id}-${format}`
+        t.match(await importInto(there, bundle, as), { status: 201 })
+        await writeFile(path, await exportOf(there, `${id}-${format}`, everything(format)))
+        t.same((await openBundle(path)).run.attempts, run.attempts, 'and after an import')
+      }
+      for (const profile of ['hashed', 'no-content']) {
+        const path = join(folder, `tried-${profile}.json`)
+        const bundle = await exportOf(url, id, `?format=json&profile=${profile}`)
+        await writeFile(path, bundle)
+        const { run } = await openBundle(path)
+        t.match(run, { attempts: [{ ...attempts[0], workerId: /^h:/ }, ...attempts.slice(1)] }, profile)
+        t.notMatch(bundle.toString(), 'ann@example.com')
+      }
+    })
     await t.test('leaves the states on the way of a long run, so that none is folded from its beginning', async (t) => {
       const long = `long-${name}`
       await client.createRun({ id: long })

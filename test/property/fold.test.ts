@@ -1,6 +1,7 @@
 /** The invariants of the fold (docs/ARCHITECTURE.md): any batches give the same state, nothing throws, and a state stays small. */
 import fc from 'fast-check'
 import t from 'tap'
+import { isTerminal } from '../../src/domain/run.js'
 import { createState, decodeState, encodeState, fold, foldEvent, summary, viewState } from '../../src/projections/fold.js'
 import { arbitraryEvents, largestEvents, manyEvents } from '../support/arbitrary-events.js'
 
@@ -60,6 +61,23 @@ t.test('progress is null or an integer from 0 to 100, and the version is the seq
       }
     }),
     { numRuns: 100 },
+  )
+})
+
+t.test('an attempt is active exactly while the run is neither in its queue nor over, and is the last one', async () => {
+  fc.assert(
+    fc.property(arbitraryEvents({ maxLength: 60 }), (events) => {
+      const state = createState()
+      for (const event of events) {
+        foldEvent(state, event)
+        const { status, attempt, attempts } = viewState(state).run
+        const active = attempts.filter((one) => one.status === 'active')
+        const expected = status === 'queued' || isTerminal(status) ? [] : attempts.slice(-1)
+        if (JSON.stringify(active) !== JSON.stringify(expected)) throw new Error(`${status} after ${event.type}: ${JSON.stringify(attempts)}`)
+        if (active.some((one) => one.attempt !== attempt)) throw new Error(`attempt ${attempt}: ${JSON.stringify(active)}`)
+      }
+    }),
+    { numRuns: 300 },
   )
 })
 

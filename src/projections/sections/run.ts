@@ -1,6 +1,7 @@
 /** The run itself: status, times, result, and what of the log could not be read. The status moves by `nextStatus` alone. */
 import { type CanonicalEvent, isEventType } from '../../domain/canonical-event.js'
 import { isTerminal, nextAttempt, nextStatus, type RunStatus } from '../../domain/run.js'
+import { type Attempt, attemptsView, claimAttempt, moveAttempts, startAttempt } from '../attempts.js'
 import { clip, clipped, field, idOf, keep, MAX_LABEL_BYTES, MAX_LINE_BYTES, MAX_NAME_BYTES, MAX_TEXT_BYTES, payload, textOf } from '../bounds.js'
 import { type ProgressFacts, runProgress } from '../derive.js'
 import { type FailureText, failureOf } from '../failure.js'
@@ -28,6 +29,7 @@ export interface RunFold {
   leaseExpiresAt: string | null
   model: string | null
   attempt: number
+  attempts: Attempt[]
   createdAt: string | null
   startedAt: string | null
   endedAt: string | null
@@ -81,6 +83,7 @@ function bind(
 }
 
 function move(state: RunFold, status: RunStatus, event: CanonicalEvent): void {
+  const before = state.status
   state.status = status
   const ended = isTerminal(status)
   // What ends a run that never ran (cancelled in the queue, say) does not start it, unless an agent tells it.
@@ -90,6 +93,7 @@ function move(state: RunFold, status: RunStatus, event: CanonicalEvent): void {
     state.endedAt = event.ts
     state.endedSeq = event.seq
   }
+  moveAttempts(state, before, status, worked, event)
 }
 
 /**
@@ -124,6 +128,7 @@ export const run = defineSection({
     leaseExpiresAt: null,
     model: null,
     attempt: 1,
+    attempts: [],
     createdAt: null,
     startedAt: null,
     endedAt: null,
@@ -188,9 +193,10 @@ export const run = defineSection({
       state.priority = data.priority ?? null
       state.availableAt = clipped(state, data.availableAt, MAX_LABEL_BYTES)
     },
-    'run.claimed'(state, { data }) {
+    'run.claimed'(state, { ts, data }) {
       state.workerId = clipped(state, data.workerId, MAX_NAME_BYTES)
       state.leaseExpiresAt = clipped(state, data.leaseExpiresAt, MAX_LABEL_BYTES)
+      claimAttempt(state, ts)
     },
     'run.released'(state) {
       state.workerId = null
@@ -199,6 +205,7 @@ export const run = defineSection({
     'run.started'(state, event) {
       state.attempt = nextAttempt(state.attempt, event)
       state.workerId = clipped(state, event.data.workerId, MAX_NAME_BYTES) ?? state.workerId
+      startAttempt(state, event.ts)
       state.model = clipped(state, event.data.model, MAX_NAME_BYTES) ?? state.model
     },
     'run.completed'(state, { seq, data }) {
@@ -279,7 +286,7 @@ export const run = defineSection({
     },
   },
   view(state, folds: Readonly<ProgressFacts>) {
-    const { endedSeq, agent, error, checkpoint, links, custom, ...known } = state
+    const { endedSeq, attempts, agent, error, checkpoint, links, custom, ...known } = state
     return {
       ...present(known),
       progress: runProgress(folds),
@@ -288,6 +295,7 @@ export const run = defineSection({
       ...(checkpoint && { checkpoint: present(checkpoint) }),
       // The name that macp dashboards read.
       ...(state.sessionId !== null && { runtimeSessionId: state.sessionId }),
+      attempts: attemptsView(attempts),
       links: [...links.values()].map(present),
       custom: [...custom.values()].map(present),
     }

@@ -1,7 +1,17 @@
 /** What the state of a run says: the run, its steps, progress, model and tool calls, and the rest that any agent may tell. */
 import t from 'tap'
 import { EVENT_TYPES } from '../../../src/domain/canonical-event.js'
-import { createState, decodeState, encodeState, fold, foldEvent, PROJECTION_SCHEMA_VERSION, summary, viewState } from '../../../src/projections/fold.js'
+import {
+  createState,
+  decodeOlderState,
+  decodeState,
+  encodeState,
+  fold,
+  foldEvent,
+  PROJECTION_SCHEMA_VERSION,
+  summary,
+  viewState,
+} from '../../../src/projections/fold.js'
 import { SECTIONS } from '../../../src/projections/sections.js'
 import { createLog, eventAt } from '../../support/event-log.js'
 
@@ -85,6 +95,78 @@ t.test('run: a retry clears the result and begins the next attempt', async (t) =
   t.notOk('error' in log.view().run)
   t.equal(log.view().progress.percentage, null)
   t.equal(log.view().errors.total, 1)
+})
+
+const at = (second: number) => `2026-01-01T00:00:${String(second).padStart(2, '0')}.000Z`
+
+t.test('run: each attempt has its worker, its times and how it ended', async (t) => {
+  const log = createLog()
+  const claim = (workerId: string) => log.control('run.claimed', { workerId, leaseExpiresAt: at(59) })
+  log.control('run.created')
+  log.control('run.queued', { queue: 'q' })
+  t.same(log.view().run.attempts, [], 'none before anybody is at work')
+  claim('w1')
+  log.control('run.released', { workerId: 'w1' })
+  claim('w2')
+  log.about('step/1', 'step.started')
+  log.control('run.retry_scheduled', { delayMs: 1, attempt: 2, reason: 'LEASE_EXPIRED', workerId: 'w2' })
+  log.about('step/1', 'step.completed')
+  claim('w3')
+  log.add('run.started')
+  log.add('run.failed', { error: { message: 'no' } })
+  log.add('run.completed', {}, { late: true })
+  log.control('run.retry_scheduled', { delayMs: 0, attempt: 3 })
+  claim('w4')
+  t.match(log.view().run.attempts.at(-1), { attempt: 3, workerId: 'w4', status: 'active' })
+  log.control('run.failed', { error: { code: 'LEASE_EXPIRED', message: 'gone' } })
+  log.control('run.retry_scheduled', { delayMs: 0, attempt: 4 })
+  log.control('run.cancelled')
+  t.strictSame(log.view().run.attempts, [
+    { attempt: 1, workerId: 'w1', claimedAt: at(3), endedAt: at(4), status: 'released' },
+    { attempt: 1, workerId: 'w2', claimedAt: at(5), startedAt: at(6), endedAt: at(7), status: 'lease_expired' },
+    { attempt: 2, workerId: 'w3', claimedAt: at(9), startedAt: at(10), endedAt: at(11), status: 'failed' },
+    { attempt: 3, workerId: 'w4', claimedAt: at(14), endedAt: at(15), status: 'lease_expired' },
+  ])
+  t.equal(log.view().run.attempt, 4)
+})
+
+t.test('run: a run without a queue has attempts as well, and an agent may tell of its own', async (t) => {
+  const log = createLog()
+  log.control('run.created')
+  log.add('run.started', { workerId: 'a', attempt: 2 })
+  log.add('run.suspended')
+  log.add('run.started', { attempt: 3 })
+  log.add('run.completed')
+  t.strictSame(log.view().run.attempts, [
+    { attempt: 2, workerId: 'a', startedAt: at(2), endedAt: at(4), status: 'retried' },
+    { attempt: 3, workerId: 'a', startedAt: at(4), endedAt: at(5), status: 'completed' },
+  ])
+  const cancelled = createLog()
+  cancelled.control('run.created')
+  cancelled.control('session.bound', { sessionId: 's' })
+  cancelled.control('run.cancelled')
+  t.strictSame(cancelled.view().run.attempts, [{ attempt: 1, endedAt: at(3), status: 'cancelled' }])
+})
+
+t.test('run: the last 50 attempts are kept, and those that were dropped are counted', async (t) => {
+  const log = createLog()
+  for (let n = 1; n <= 60; n++) {
+    log.control('run.claimed', { workerId: `w${n}` })
+    log.control('run.retry_scheduled', { delayMs: 0, attempt: n + 1, reason: 'LEASE_EXPIRED' })
+  }
+  const { attempts, dropped } = log.view().run
+  t.match([attempts.length, attempts[0], attempts.at(-1), dropped], [50, { attempt: 11, workerId: 'w11' }, { attempt: 60 }, 10])
+})
+
+t.test('run: what began before the state that retention has kept is not made up', async (t) => {
+  const log = createLog()
+  log.add('run.started')
+  const before = JSON.parse(encodeState(fold(createState(), log.events)))
+  before.folds.run.attempts = undefined
+  const base = decodeOlderState(JSON.stringify(before))
+  log.events.length = 0
+  log.add('run.completed')
+  t.same(viewState(fold(base, log.events)).run.attempts, [])
 })
 
 t.test('run: what could not be mapped and types that are not known are counted', async (t) => {
