@@ -91,6 +91,9 @@ export type Manifest = Static<typeof Manifest>
 export const Checks = Type.Object({ file: Type.String(), first: count, every: Type.Integer({ minimum: 1 }), links: Type.String() })
 export type Checks = Static<typeof Checks>
 
+/** Why events are left out that retention has deleted. */
+export const NO_LONGER_KEPT = 'no longer kept'
+
 /** The manifest's text, with its own hash at its end. */
 export function sealManifest(manifest: Omit<Manifest, 'sha256'>): string {
   const text = JSON.stringify(manifest).slice(0, -1)

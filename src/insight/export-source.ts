@@ -11,7 +11,7 @@ import { PROJECTION_SCHEMA_VERSION, viewState } from '../projections/fold.js'
 import type { LlmFold } from '../projections/sections/llm.js'
 import { type RunTableRow, recordColumns, toRecord } from '../runs/record.js'
 import type { RunStates } from '../runs/state.js'
-import type { Manifest, Profile } from './bundle.js'
+import { type Manifest, NO_LONGER_KEPT, type Profile } from './bundle.js'
 import { metricsOf } from './metrics.js'
 import type { PriceTable } from './prices.js'
 import type { Redactor } from './redact.js'
@@ -221,14 +221,14 @@ function omissionsOf(options: ExportOptions, { from, to, headSeq, firstSeq, firs
   const what = 'canonical_events'
   if (!options.canonical) omissions.push({ what, reason: 'not asked for', fromSeq: 1, toSeq: headSeq })
   else {
-    if (firstSeq > 1) omissions.push({ what, reason: 'no longer kept', fromSeq: 1, toSeq: firstSeq - 1 })
+    if (firstSeq > 1) omissions.push({ what, reason: NO_LONGER_KEPT, fromSeq: 1, toSeq: firstSeq - 1 })
     if (from > firstSeq) omissions.push({ what, reason: 'before fromSeq', fromSeq: firstSeq, toSeq: from - 1 })
     if (to < headSeq) omissions.push({ what, reason: 'beyond the limit', fromSeq: to + 1, toSeq: headSeq })
   }
   const redacted = options.profile !== 'full'
   if (!options.raw || redacted) omissions.push({ what: 'raw_events', reason: redacted ? 'redacted' : 'not asked for' })
   else if (raw) {
-    if (firstRawSeq > 1) omissions.push({ what: 'raw_events', reason: 'no longer kept', fromSeq: 1, toSeq: firstRawSeq - 1 })
+    if (firstRawSeq > 1) omissions.push({ what: 'raw_events', reason: NO_LONGER_KEPT, fromSeq: 1, toSeq: firstRawSeq - 1 })
     if (raw.from > Math.max(1, firstRawSeq)) omissions.push({ what: 'raw_events', reason: 'before fromSeq', fromSeq: firstRawSeq, toSeq: raw.from - 1 })
     if (raw.to < raw.head) omissions.push({ what: 'raw_events', reason: 'beyond the limit', fromSeq: raw.to + 1, toSeq: raw.head })
   }

@@ -20,7 +20,17 @@ import type { LogReader } from '../log/read.js'
 import { createState, encodeState, type FoldState, foldEvent } from '../projections/fold.js'
 import { isCheckpointDue, type Since } from '../runs/checkpoints.js'
 import type { Artifacts } from './artifacts.js'
-import { BundleError, BundleTooLargeError, CANONICAL_FILE, type Checks, checkSpacing, createEventTally, type EventTally, type Manifest } from './bundle.js'
+import {
+  BundleError,
+  BundleTooLargeError,
+  CANONICAL_FILE,
+  type Checks,
+  checkSpacing,
+  createEventTally,
+  type EventTally,
+  type Manifest,
+  NO_LONGER_KEPT,
+} from './bundle.js'
 import { type CheckedEvent, isStorable } from './bundle-events.js'
 import { scanBundle } from './bundle-reader.js'
 
@@ -266,6 +276,7 @@ function foldOne(state: FoldState, event: CanonicalEvent): void {
   }
 }
 
+/** A state is folded from the first event on: what is left of a run that was trimmed (docs/adr/0009), or a part of an export, cannot be a run. */
 function assertComplete({ complete, headSeq, ranges, omissions }: Manifest): void {
   if (complete) return
   const held =
@@ -273,7 +284,11 @@ function assertComplete({ complete, headSeq, ranges, omissions }: Manifest): voi
       ? `it holds the events ${ranges.canonical.fromSeq} to ${ranges.canonical.toSeq}`
       : 'it holds none of the events'
   const why = omissions.filter(({ what }) => what === 'canonical_events').map(({ reason }) => reason)
-  throw new RunplaneError('VALIDATION_ERROR', `The bundle is a part of a run: ${held} of 1 to ${headSeq} (${why.join(', ')}). Export all of them.`)
+  const advice = why.includes(NO_LONGER_KEPT)
+    ? 'Retention has deleted the first ones where it was exported, and without them its state cannot be folded. ' +
+      'Import a bundle from before that (a policy with "export": true keeps one); this one can still be verified, read and compared.'
+    : 'Export all of them: with canonical events, and without fromSeq and limit.'
+  throw new RunplaneError('VALIDATION_ERROR', `The bundle is a part of a run: ${held} of 1 to ${headSeq} (${why.join(', ')}). ${advice}`)
 }
 
 /** The same event under another id of its run: its own `runId`, and where it refers to the run. */

@@ -92,6 +92,21 @@ t.test('a trimmed run has the states, the stream and the numbers that it had, fr
     t.match((await client.post(`/runs/${runId}/projection/rebuild`)).body, { state: ended.state }, 'rebuilt from what is kept')
     t.same((await client.state(runId, `?seq=${last - 50}`)).state, before.get(last - 50))
 
+    const bundle = await (await fetch(`${url}/runs/${runId}/export?format=ndjson&include=canonical,raw`)).text()
+    const imported = await fetch(`${url}/runs/import?as=part`, { method: 'POST', body: bundle })
+    t.match(await imported.json(), {
+      code: 'VALIDATION_ERROR',
+      detail: new RegExp(
+        `it holds the events ${trimmed.firstSeq} to ${last + 1} of 1 to ${last + 1} \\(no longer kept\\)\\. Retention has deleted .* Import a bundle from before`,
+      ),
+    })
+    const compared = await client.post('/runs/compare', { left: { bundle }, right: runId })
+    t.match(
+      compared,
+      { status: 200, body: { firstDivergence: {}, approximate: [{ left: { fromSeq: 1, toSeq: trimmed.firstSeq - 1 } }] } },
+      'it can be compared',
+    )
+
     const reader = await openStream(`${url}/runs/${runId}/stream`)
     await reader.until((frame) => frame.event === 'end')
     t.match(
@@ -234,7 +249,7 @@ t.test('a base that an older version stored is read as far as it is understood',
 
 t.test('runs are archived and deleted by age, status, kind, tags and size, and exported before', async (t) => {
   const database = await testDatabase(t)
-  const { client, dataDir } = await service(t, database, [
+  const { client, url, dataDir } = await service(t, database, [
     { action: 'archive', kind: 'a', status: ['failed'] },
     { action: 'delete', kind: 'd', tags: ['x'], minEvents: 5, export: true },
     { action: 'delete', kind: 'old', afterDays: 7 },
@@ -280,6 +295,8 @@ t.test('runs are archived and deleted by age, status, kind, tags and size, and e
   const bundle = await readFile(join(dataDir, 'blobs', data[0]?.detail.export ?? ''), 'utf8')
   t.match(bundle.trimEnd().split('\n').at(-1), /^\{"kind":"manifest"/)
   t.equal(bundle.split('\n').filter((line) => line.startsWith('{"kind":"canonical_event"')).length, 13)
+  const back = await fetch(`${url}/runs/import?as=back`, { method: 'POST', body: bundle })
+  t.match(await back.json(), { runId: 'back', imported: true, lastSeq: 13 }, 'what was exported before can be imported')
   t.equal((await readdir(join(dataDir, 'blobs', 'retention'), { recursive: true })).filter((file) => file.endsWith('.ndjson')).length, 1)
 })
 
