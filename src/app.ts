@@ -169,7 +169,7 @@ export async function buildApp({
   const attach = createAttach({ sql, log, outbound, config, logger, onStored, mask })
   const recovery = createRecovery({ sql, log, config, logger })
   const cancelCallbacks = createCancelCallbacks({ sql, outbound, logger, pollMs: config.RECOVERY_INTERVAL_MS })
-  const runStates = createRunStates({ sql, states, checkpoints })
+  const runStates = createRunStates({ sql, states, checkpoints, mask })
   const onDeleted = (runKey: string) => {
     hub.wake(runKey)
     wake.publish(runKey)
@@ -186,6 +186,7 @@ export async function buildApp({
     reader,
     runStates,
     prices,
+    mask,
     artifacts,
     redactorFor: async (profile) => createRedactor(profile, await serviceSecret(sql, 'redaction')),
     log: logger,
@@ -237,13 +238,13 @@ export async function buildApp({
   await app.register(queueRoutes, { sql, claims, leases, runKeys })
   await app.register(appendRoutes, { config, log, runKeys, mask, metrics })
   await app.register(eventsRoutes({ log: reader }))
-  await app.register(insightRoutes, { sql, log: reader, runKeys, runStates, prices })
+  await app.register(insightRoutes, { sql, log: reader, runKeys, runStates, prices, mask })
   await app.register(replayRoutes({ hub, log: reader, runStates, config }))
   await app.register(streamRoutes({ hub, log: reader, config, snapshotOf: (run) => runStates.read(run) }))
   await app.register(artifactsRoutes, { config, artifacts, log, reader, mask })
   await app.register(exportsRoutes, { sql, jobs: exportJobs })
   await app.register(bundlesRoutes({ exporter, importer }))
-  await app.register(compareRoutes({ comparer: createComparer({ sql, runStates, prices, config }) }))
+  await app.register(compareRoutes({ comparer: createComparer({ sql, runStates, prices, mask, config }) }))
   await app.register(keysRoutes({ keys }))
   await app.register(webhooksRoutes({ webhooks, outbound, timeoutMs: config.WEBHOOK_TIMEOUT_MS }))
   await app.register(commandsRoutes, { sql, commands, audit })

@@ -6,6 +6,7 @@ import { setImmediate } from 'node:timers/promises'
 import type { Sql } from '../db/client.js'
 import type { CanonicalEvent } from '../domain/canonical-event.js'
 import { RunplaneError, runNotFound } from '../errors.js'
+import type { Mask } from '../ingest/mask.js'
 import type { LogReader } from '../log/read.js'
 import { PROJECTION_SCHEMA_VERSION, viewState } from '../projections/fold.js'
 import type { LlmFold } from '../projections/sections/llm.js'
@@ -66,6 +67,7 @@ export interface ExportSourceDeps {
   reader: LogReader
   runStates: RunStates
   prices: PriceTable
+  mask: Pick<Mask, 'text'>
   artifacts: ArtifactSource
   redactorFor(profile: Profile): Promise<Redactor>
 }
@@ -77,7 +79,7 @@ const TRIES = 3
 
 export type ExportSource = ReturnType<typeof createExportSource>
 
-export function createExportSource({ sql, reader, runStates, prices, artifacts, redactorFor }: ExportSourceDeps) {
+export function createExportSource({ sql, reader, runStates, prices, mask, artifacts, redactorFor }: ExportSourceDeps) {
   /** The run's row and the fold of its log at the same seq. */
   async function atHead(workspaceId: string, runId: string) {
     for (let attempt = 1; ; attempt++) {
@@ -133,7 +135,7 @@ export function createExportSource({ sql, reader, runStates, prices, artifacts, 
       const from = Math.max(fromSeq, firstSeq)
       const to = Math.min(headSeq, limit === undefined ? headSeq : from + limit - 1)
       const raw = options.raw && !redactor ? await rawRange(row, from, to, headSeq) : undefined
-      const state = viewState(fold)
+      const state = viewState(fold, mask.text)
       const stored = options.artifacts && !redactor ? await artifacts.list(row.key) : []
       return {
         runKey: row.key,

@@ -5,6 +5,7 @@
 import { type Static, Type } from '@sinclair/typebox'
 import type { Sql } from '../db/client.js'
 import type { EventOf } from '../domain/canonical-event.js'
+import type { Mask } from '../ingest/mask.js'
 import type { LogReader } from '../log/read.js'
 import { pgArray } from '../log/states.js'
 import { field, textOf } from '../projections/bounds.js'
@@ -54,7 +55,7 @@ export interface MessagePage {
   headSeq: number
 }
 
-export function createMessages({ sql, log }: { sql: Sql; log: Pick<LogReader, 'pageOfEvents'> }) {
+export function createMessages({ sql, log, mask }: { sql: Sql; log: Pick<LogReader, 'pageOfEvents'>; mask: Pick<Mask, 'text'> }) {
   /** Undefined: there is no such run any more. */
   async function page(runKey: string, afterSeq: number, limit: number): Promise<MessagePage | undefined> {
     const found = await log.pageOfEvents({ runKey, afterSeq, limit, maxBytes: PAGE_BYTES, filter: { types: TYPES } })
@@ -63,7 +64,7 @@ export function createMessages({ sql, log }: { sql: Sql; log: Pick<LogReader, 'p
     const written = events.filter(isWithoutText)
     const texts = written.length > 0 ? await piecesOf(runKey, written) : new Map<string, string>()
     return {
-      data: events.map((event) => messageOf(event, texts)),
+      data: events.map((event) => messageOf(event, texts, mask.text)),
       ...(found.scannedTo < found.headSeq && { nextAfterSeq: found.scannedTo }),
       headSeq: found.headSeq,
     }
@@ -94,13 +95,15 @@ function isWithoutText(event: MessageEvent): event is WrittenEvent {
   return event.type === 'message.completed' && event.data.content === undefined
 }
 
-function messageOf(event: MessageEvent, texts: ReadonlyMap<string, string>): Message {
+/** @param masked takes secrets out of a text that is put together here: of its pieces each was looked at by itself as it came in */
+function messageOf(event: MessageEvent, texts: ReadonlyMap<string, string>, masked: (text: string) => string): Message {
   const { seq, ts, subject } = event
   const sender = senderOf(event)
   const common = { seq, ts, ...(sender !== undefined && { sender }) }
   if (event.type === 'message.completed') {
     const { role, name, channel, content } = event.data
-    const told = content === undefined ? texts.get(subject.id) : wholeText(content)
+    const whole = content === undefined ? texts.get(subject.id) : wholeText(content)
+    const told = whole === undefined ? undefined : masked(whole)
     return {
       ...common,
       direction: 'written',

@@ -64,10 +64,13 @@ export function fold(state: FoldState, events: Iterable<CanonicalEvent>): FoldSt
   return state
 }
 
-/** What clients see. It may share payloads with the state: read it or write it out before the next event is folded. */
-export function viewState(state: FoldState): RunState {
+/**
+ * What clients see. It may share payloads with the state: read it or write it out before the next event is folded.
+ * @param masked takes secrets out of texts that came in pieces, each of which was looked at by itself; left out where there are no patterns
+ */
+export function viewState(state: FoldState, masked: (text: string) => string = (text) => text): RunState {
   // One entry a section, made by that section's view: what `RunState` says.
-  return Object.fromEntries(NAMES.map((name) => [name, sections[name].view(state.folds[name], state.folds)])) as RunState
+  return Object.fromEntries(NAMES.map((name) => [name, sections[name].view(state.folds[name], state.folds, masked)])) as RunState
 }
 
 /** The state as a snapshot's text; a Map is written as its entries. */

@@ -21,8 +21,8 @@ export interface Section<Name extends string, S extends object, V, Needs extends
   readonly on: Reducers<S>
   /** Runs for every event, of unknown types too, before the reducer of its type. The hot path: no allocation, no walk. */
   onEvery?(state: S, event: CanonicalEvent): void
-  /** The section as a client sees it: JSON. */
-  view(state: S, folds: Readonly<Needs>): V
+  /** The section as a client sees it: JSON. @param masked takes secrets out of a text that is put together here */
+  view(state: S, folds: Readonly<Needs>, masked: (text: string) => string): V
 }
 
 export function defineSection<Name extends string, S extends object, V, Needs extends object = object>(

@@ -1,6 +1,7 @@
 /** The state of a run for a reader: never behind what was acknowledged before, on any instance. */
 import type { Sql } from '../db/client.js'
 import { RunplaneError, runNotFound } from '../errors.js'
+import type { Mask } from '../ingest/mask.js'
 import { catchUp, type HotState, loadSnapshots, type States } from '../log/states.js'
 import { decodeState, encodeState, type FoldState, PROJECTION_SCHEMA_VERSION, viewState } from '../projections/fold.js'
 import type { Checkpoints } from './checkpoints.js'
@@ -27,7 +28,14 @@ export interface RunStates {
 /** Events that are folded from the last snapshot without leaving checkpoints for the next reader. */
 const NEAR_EVENTS = 10_000
 
-export function createRunStates({ sql, states, checkpoints }: { sql: Sql; states: States; checkpoints: Checkpoints }): RunStates {
+export interface RunStatesDeps {
+  sql: Sql
+  states: States
+  checkpoints: Checkpoints
+  mask: Pick<Mask, 'text'>
+}
+
+export function createRunStates({ sql, states, checkpoints, mask }: RunStatesDeps): RunStates {
   async function headOf(run: { key: string; id: string }): Promise<number> {
     const [row] = await sql<{ last_seq: number }[]>`select last_seq from runs where key = ${run.key}`
     if (!row) throw runNotFound(run.id)
@@ -58,6 +66,10 @@ export function createRunStates({ sql, states, checkpoints }: { sql: Sql; states
     return use(await checkpoints.stateAt(run.key, seq ?? headSeq))
   }
 
+  function answer(state: FoldState): StateAnswer {
+    return { version: state.version, schemaVersion: PROJECTION_SCHEMA_VERSION, stateJson: JSON.stringify(viewState(state, mask.text)) }
+  }
+
   return {
     at,
     read: (run, seq) => at(run, seq, answer),
@@ -75,8 +87,4 @@ export function createRunStates({ sql, states, checkpoints }: { sql: Sql; states
       })
     },
   }
-}
-
-function answer(state: FoldState): StateAnswer {
-  return { version: state.version, schemaVersion: PROJECTION_SCHEMA_VERSION, stateJson: JSON.stringify(viewState(state)) }
 }

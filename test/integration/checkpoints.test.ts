@@ -1,5 +1,6 @@
 /** The state at any seq of a long run: checkpoints on the way, which are a cache. */
 import { test } from 'tap'
+import { NO_MASK } from '../../src/ingest/mask.js'
 import { createState, encodeState, fold, PROJECTION_SCHEMA_VERSION } from '../../src/projections/fold.js'
 import { createCheckpoints } from '../../src/runs/checkpoints.js'
 import { createRunStates } from '../../src/runs/state.js'
@@ -18,7 +19,7 @@ for (const kind of ['embedded', 'server'] as const) {
     const { key, id } = await instance.createRun()
     const warnings: unknown[] = []
     const checkpoints = createCheckpoints({ sql, states: instance.states, everyEvents: EVERY, log: { warn: (details) => warnings.push(details) } })
-    const runStates = createRunStates({ sql, states: instance.states, checkpoints })
+    const runStates = createRunStates({ sql, states: instance.states, checkpoints, mask: NO_MASK })
     for (let n = 0; n < 12; n++) {
       await instance.log.append(
         request(key, [item({ type: 'step.started', subject: { kind: 'step', id: `s${n}` }, data: {} }), ...upTo(9).map((k) => output(`${n}.${k}`))]),

@@ -141,6 +141,17 @@ for (const [kind, open] of [
       t.ok([200, 207, 422].includes((await send('POST', '/runs/r/events?format=jobs', [{ type: 'job:output', jobId: 'j', data: SECRET }])).status))
       t.ok([400, 422].includes((await send('POST', '/runs/r/events', `{"type":"${SECRET}`)).status))
 
+      const chat = (id: string, type: string, data: object) => ({ type: `message.${type}`, subject: { kind: 'message', id }, data })
+      const pieces = `key ${SECRET} end`.match(/.{1,9}/g) ?? []
+      const inPieces = [
+        ...pieces.map((text) => chat('pieces', 'delta', { text })),
+        ...pieces.map((text) => chat('pieces', 'delta', { text, channel: 'reasoning' })),
+        chat('pieces', 'completed', { role: 'assistant' }),
+        chat('blocks', 'completed', { content: pieces.map((text) => ({ type: 'text', text })) }),
+        ...pieces.map((text) => chat('open', 'delta', { text })),
+      ]
+      t.match((await send('POST', '/runs/r/events', inPieces)).json(), { accepted: inPieces.length })
+
       for (const [content, type] of [
         [`token: ${SECRET}`, 'text/plain'],
         [escaped({ a: SECRET }) + ' '.repeat(200), 'application/octet-stream'],
@@ -176,6 +187,9 @@ for (const [kind, open] of [
         '/runs/r/raw',
         '/runs/r/export?includeRaw=true',
         '/runs/r/export?includeRaw=true&format=ndjson',
+        '/runs/r/messages',
+        '/runs/r/replay/state',
+        '/runs/compare?left=r&right=q',
         '/runs/r/artifacts',
         '/runs.csv',
         '/exports',
@@ -187,6 +201,20 @@ for (const [kind, open] of [
       }
       const raw = (await send('GET', '/runs/r/raw')).json() as { data: { body: unknown }[] }
       t.match(raw.data[0]?.body, { data: { name: /^\[masked:[a-p]{12}\]$/ } }, 'a raw event is JSON still')
+    })
+
+    await t.test('a text that came in pieces is masked where they are put together', async (t) => {
+      const { state } = (await send('GET', '/runs/r/state')).json() as { state: { messages: { streams: object[] } } }
+      const whole = /^key \[masked:[a-p]{12}\] end$/
+      t.match(state.messages.streams, [
+        { messageId: 'pieces', status: 'completed', text: whole, reasoning: whole },
+        { messageId: 'blocks', text: whole },
+        { messageId: 'open', status: 'streaming', text: whole },
+      ])
+      t.match((await send('GET', '/runs/r/messages')).json().data.slice(-2), [
+        { messageId: 'pieces', text: /\[masked:/ },
+        { messageId: 'blocks', text: whole },
+      ])
     })
 
     await t.test('a repeat of an event with a secret in it is a repeat still', async (t) => {

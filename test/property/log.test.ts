@@ -4,6 +4,7 @@
  */
 import fc from 'fast-check'
 import { test } from 'tap'
+import { NO_MASK } from '../../src/ingest/mask.js'
 import { createLogReader } from '../../src/log/read.js'
 import { createState, encodeState, fold } from '../../src/projections/fold.js'
 import { createCheckpoints } from '../../src/runs/checkpoints.js'
@@ -38,7 +39,8 @@ test('any interleaving of writers, retries, readers and restarts keeps the invar
   const database = await testDatabase(t)
   const { sql } = database
   const reader = createLogReader({ sql })
-  const runStates = ({ states }: LogInstance) => createRunStates({ sql, states, checkpoints: createCheckpoints({ sql, states, everyEvents: 3, log: silent }) })
+  const runStates = ({ states }: LogInstance) =>
+    createRunStates({ sql, states, checkpoints: createCheckpoints({ sql, states, everyEvents: 3, log: silent }), mask: NO_MASK })
 
   await fc.assert(
     fc.asyncProperty(rounds, async (plan) => {

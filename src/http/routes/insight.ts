@@ -3,6 +3,7 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import type { Sql } from '../../db/client.js'
 import { runNotFound } from '../../errors.js'
+import type { Mask } from '../../ingest/mask.js'
 import { createMessages, Message } from '../../insight/messages.js'
 import { metricsOf, RunMetrics } from '../../insight/metrics.js'
 import { AgentMetrics, createOverview, Overview } from '../../insight/overview.js'
@@ -22,15 +23,16 @@ export interface InsightRoutesDeps {
   runKeys: RunKeys
   runStates: RunStates
   prices: PriceTable
+  mask: Pick<Mask, 'text'>
 }
 
 const DEFAULT_MESSAGES = 100
 const DEFAULT_AGENTS = 200
 
-export const insightRoutes: FastifyPluginAsyncTypebox<InsightRoutesDeps> = async (app, { sql, log, runKeys, runStates, prices }) => {
+export const insightRoutes: FastifyPluginAsyncTypebox<InsightRoutesDeps> = async (app, { sql, log, runKeys, runStates, prices, mask }) => {
   for (const schema of [RunMetrics, RunTrace, Message, Overview, AgentMetrics]) app.addSchema(schema)
   const dashboard = createOverview({ sql, prices })
-  const messages = createMessages({ sql, log })
+  const messages = createMessages({ sql, log, mask })
   const route = { config: { role: 'guest' as const } }
   const tags = ['insight']
 

@@ -1,6 +1,5 @@
 /** Two runs side by side: only the sections that are asked for are computed, and only what they need is read. */
 import type { Rules } from '../../domain/volatile.js'
-import type { PriceTable } from '../prices.js'
 import { align } from './alignment.js'
 import { type Approximation, COMPARE_SECTIONS, type CompareSection, type Comparison, type ComparisonMatrix } from './answer.js'
 import { artifactsDiff } from './artifacts.js'
@@ -16,14 +15,14 @@ import {
   metricsDiff,
   participantsDiff,
   policyDiff,
+  type StateOptions,
   signalsDiff,
   stateDiff,
   summaryOf,
 } from './summary.js'
 import { diffUnits } from './units.js'
 
-export interface CompareOptions {
-  prices: PriceTable
+export interface CompareOptions extends StateOptions {
   sections?: readonly CompareSection[] | undefined
   rules: Rules
   /** What the rules were made of. */
@@ -42,9 +41,9 @@ export const MAX_LIMIT = 10_000
 const OF_EVENTS: ReadonlySet<CompareSection> = new Set(['eventTypes', 'firstDivergence', 'events', 'steps', 'artifacts'])
 
 export async function compare(left: Side, right: Side, options: CompareOptions): Promise<Comparison> {
-  const { prices, rules, limit, pauses } = options
+  const { rules, limit, pauses } = options
   const wanted = new Set(options.sections ?? COMPARE_SECTIONS)
-  const [one, other] = await Promise.all([facts(left, prices), facts(right, prices)])
+  const [one, other] = await Promise.all([facts(left, options), facts(right, options)])
   const answer: Comparison = { left: one.side, right: other.side, ...summaryOf(one, other), approximate: false }
   if (wanted.has('participantsDiff')) answer.participantsDiff = participantsDiff(one, other)
   if (wanted.has('signalsDiff')) answer.signalsDiff = signalsDiff(one, other)
@@ -89,17 +88,17 @@ function seqs({ firstSeq }: Columns, from: number, to: number) {
   return from < to ? { fromSeq: firstSeq + from, toSeq: firstSeq + to - 1 } : null
 }
 
-async function facts(side: Side, prices: PriceTable): Promise<Facts> {
-  return factsOf(side, await side.state(), prices)
+async function facts(side: Side, options: StateOptions): Promise<Facts> {
+  return factsOf(side, await side.state(), options)
 }
 
 /** Each run against the first, by what their states say. */
-export async function compareMany([first, ...others]: readonly Side[], prices: PriceTable): Promise<ComparisonMatrix> {
+export async function compareMany([first, ...others]: readonly Side[], options: StateOptions): Promise<ComparisonMatrix> {
   if (!first) throw new TypeError('there is nothing to compare')
-  const baseline = await facts(first, prices)
+  const baseline = await facts(first, options)
   const runs: ComparisonMatrix['runs'] = []
   for (const side of others) {
-    const other = await facts(side, prices)
+    const other = await facts(side, options)
     runs.push({
       ...other.side,
       ...summaryOf(baseline, other),

@@ -2,6 +2,7 @@
 import type { Sql } from '../../db/client.js'
 import { createRules } from '../../domain/volatile.js'
 import { RunplaneError } from '../../errors.js'
+import type { Mask } from '../../ingest/mask.js'
 import type { RunStates } from '../../runs/state.js'
 import type { PriceTable } from '../prices.js'
 import type { CompareSection, Comparison, ComparisonMatrix } from './answer.js'
@@ -31,15 +32,17 @@ export interface ComparerDeps {
   sql: Sql
   runStates: Pick<RunStates, 'fold'>
   prices: PriceTable
+  mask: Pick<Mask, 'text'>
   config: { COMPARE_MAX_EVENTS: number; MAX_BODY_BYTES: number }
 }
 
 const MAX_RUNNING = 2
 const MAX_WAITING = 20
 
-export function createComparer({ sql, runStates, prices, config }: ComparerDeps): Comparer {
+export function createComparer({ sql, runStates, prices, mask, config }: ComparerDeps): Comparer {
   const turns = createTurns(MAX_RUNNING, MAX_WAITING)
   const maxEvents = config.COMPARE_MAX_EVENTS
+  const stateOptions = { prices, masked: mask.text }
 
   async function withSide<T>(
     name: string,
@@ -61,7 +64,7 @@ export function createComparer({ sql, runStates, prices, config }: ComparerDeps)
         const options = { ignore, pauses }
         return withSide('left', workspaceId, left, options, (one) =>
           withSide('right', workspaceId, right, options, (other) =>
-            compare(one, other, { prices, sections, rules: createRules(ignore), ignore, limit, fields, pauses }),
+            compare(one, other, { ...stateOptions, sections, rules: createRules(ignore), ignore, limit, fields, pauses }),
           ),
         )
       }, signal),
@@ -77,7 +80,7 @@ export function createComparer({ sql, runStates, prices, config }: ComparerDeps)
               return open(others)
             })
           }
-          return compareMany(sides, prices)
+          return compareMany(sides, stateOptions)
         }
         return open(runs)
       }, signal),

@@ -8,14 +8,21 @@ import type { DecisionDiff, Delta, PartDiff, SideAnswer } from './answer.js'
 import { fieldDiff } from './fields.js'
 import type { Side } from './side.js'
 
+/** What the facts of a side are made with. */
+export interface StateOptions {
+  prices: PriceTable
+  /** Takes secrets out of texts that came in pieces; left out where there are no patterns. */
+  masked?: ((text: string) => string) | undefined
+}
+
 export interface Facts {
   side: SideAnswer
   state: RunState
   metrics: RunMetrics
 }
 
-export function factsOf(side: Side, fold: FoldState, prices: PriceTable): Facts {
-  const state = viewState(fold)
+export function factsOf(side: Side, fold: FoldState, { prices, masked }: StateOptions): Facts {
+  const state = viewState(fold, masked)
   const metrics = metricsOf(fold, prices)
   const { name, modeName } = state.run
   return {

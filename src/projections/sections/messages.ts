@@ -1,6 +1,8 @@
 /**
  * Messages: how many went out and how they fared (total, queued, accepted, rejected), how many came in, and the recent
  * ones that an agent writes piece by piece, each with the beginning of its text.
+ *
+ * The pieces of a text are kept apart, and joined where they are shown: a secret that came in pieces is in no stored state, and the view masks it.
  */
 import type { EventOf } from '../../domain/canonical-event.js'
 import { clip, clipped, field, fit, idOf, jsonBytes, keep, MAX_LABEL_BYTES, MAX_NAME_BYTES, textOf } from '../bounds.js'
@@ -15,8 +17,9 @@ interface Stream {
   role: string | null
   name: string | null
   status: 'streaming' | 'completed'
-  text: string
-  reasoning: string
+  /** Pieces, none of them empty. */
+  text: string[]
+  reasoning: string[]
   /** Bytes left for what comes piece by piece. */
   room: number
   deltas: number
@@ -33,7 +36,7 @@ export interface MessagesFold {
   received: number
   receivedByType: Map<string, number>
   otherTypes: number
-  streams: Map<string, Stream>
+  written: Map<string, Stream>
   started: number
   completed: number
   deltas: number
@@ -43,15 +46,15 @@ export interface MessagesFold {
 
 function streamOf(state: MessagesFold, event: EventOf<'message.started' | 'message.delta' | 'message.completed'>): Stream {
   const messageId = idOf(event.subject.id)
-  const known = state.streams.get(messageId)
+  const known = state.written.get(messageId)
   if (known !== undefined) return known
   const stream: Stream = {
     messageId,
     role: null,
     name: null,
     status: 'streaming',
-    text: '',
-    reasoning: '',
+    text: [],
+    reasoning: [],
     room: MAX_STREAM_BYTES,
     deltas: 0,
     finishReason: null,
@@ -59,7 +62,7 @@ function streamOf(state: MessagesFold, event: EventOf<'message.started' | 'messa
     endedAt: null,
   }
   state.started += 1
-  if (keep(state.streams, messageId, stream, MAX_STREAMS, (other) => other.status === 'completed')) state.dropped += 1
+  if (keep(state.written, messageId, stream, MAX_STREAMS, (other) => other.status === 'completed')) state.dropped += 1
   return stream
 }
 
@@ -69,11 +72,20 @@ function describe(state: MessagesFold, stream: Stream, data: { role?: string; na
   stream.finishReason = clipped(state, data.finishReason, MAX_LABEL_BYTES) ?? stream.finishReason
 }
 
-/** The text of a message that is told whole: itself, or that of its text blocks. */
-function contentText(content: unknown): string | null {
-  if (!Array.isArray(content)) return textOf(content)
-  const texts = content.map((block) => textOf(field(block, 'text'))).filter((text) => text !== null)
-  return texts.length > 0 ? texts.join('') : null
+/** The text of a message that is told whole: itself, or that of its text blocks, as far as there is room for it. Null: it has none. */
+function contentPieces(state: MessagesFold, content: unknown): string[] | null {
+  const texts = (Array.isArray(content) ? content.map((block) => textOf(field(block, 'text'))) : [textOf(content)]).filter((text) => text !== null)
+  if (texts.length === 0) return null
+  const pieces: string[] = []
+  let room = MAX_STREAM_BYTES
+  for (const text of texts) {
+    if (text === '') continue
+    const piece = clip(state, text, room)
+    pieces.push(piece)
+    if (piece !== text) break
+    room -= jsonBytes(piece)
+  }
+  return pieces
 }
 
 export const messages = defineSection({
@@ -86,7 +98,7 @@ export const messages = defineSection({
     received: 0,
     receivedByType: new Map(),
     otherTypes: 0,
-    streams: new Map(),
+    written: new Map(),
     started: 0,
     completed: 0,
     deltas: 0,
@@ -120,7 +132,7 @@ export const messages = defineSection({
       state.deltas += 1
       stream.deltas += 1
       const piece = fit(state, event.data.text, stream.room)
-      stream[channel] += piece
+      if (piece !== '') stream[channel].push(piece)
       stream.room = piece === event.data.text ? stream.room - jsonBytes(piece) : 0
     },
     'message.completed'(state, event) {
@@ -129,12 +141,17 @@ export const messages = defineSection({
       if (stream.status === 'streaming') state.completed += 1
       stream.status = 'completed'
       stream.endedAt = event.ts
-      const text = contentText(event.data.content)
-      if (text !== null) stream[event.data.channel === 'reasoning' ? 'reasoning' : 'text'] = clip(state, text, MAX_STREAM_BYTES)
+      const pieces = contentPieces(state, event.data.content)
+      if (pieces !== null) stream[event.data.channel === 'reasoning' ? 'reasoning' : 'text'] = pieces
     },
   },
-  view(state) {
+  view({ written, ...state }, _folds, masked) {
     const receivedByType = [...state.receivedByType].map(([messageType, count]) => ({ messageType, count }))
-    return { ...state, receivedByType, streams: [...state.streams.values()].map(({ room, ...stream }) => present(stream)) }
+    const streams = [...written.values()].map(({ room, ...stream }) => ({
+      ...present(stream),
+      text: masked(stream.text.join('')),
+      reasoning: masked(stream.reasoning.join('')),
+    }))
+    return { ...state, receivedByType, streams }
   },
 })

@@ -406,6 +406,35 @@ t.test('gates, artifacts and the trace', async (t) => {
   t.match(view.errors, { total: 1, recent: [{ type: 'gate.failed', message: '3 failed' }] })
 })
 
+t.test('messages: pieces are joined where they are shown, and in no stored state', async (t) => {
+  const state = fold(createState(), written())
+  t.notMatch(encodeState(state), /secret/, 'a secret that came in pieces')
+  const masked = (text: string) => text.replaceAll('secret', '*')
+  t.match(viewState(state, masked).messages.streams, [
+    { messageId: 'deltas', text: 'a * b', reasoning: '*' },
+    { messageId: 'blocks', text: '*' },
+  ])
+  t.match(viewState(decodeState(encodeState(state))).messages.streams[0], { text: 'a secret b' })
+
+  function written() {
+    const log = createLog()
+    for (const text of ['a sec', '', 'ret b']) log.about('message/deltas', 'message.delta', { text })
+    for (const text of ['se', 'cret']) log.about('message/deltas', 'message.delta', { text, channel: 'reasoning' })
+    log.about('message/blocks', 'message.completed', { content: [{ text: 'sec' }, { type: 'image' }, { text: 'ret' }] })
+    return log.events
+  }
+})
+
+t.test('messages: blocks of text are cut where all of them are too long', async (t) => {
+  const log = createLog()
+  const content = [...Array.from({ length: 5000 }, () => ({ text: '' })), { text: 'a'.repeat(600) }, { text: 'b'.repeat(600) }, { text: 'c' }]
+  log.about('message/m', 'message.completed', { content })
+  const { streams, truncated } = log.view().messages
+  t.equal(streams[0]?.text, `${'a'.repeat(600)}${'b'.repeat(397)}…`)
+  t.equal(truncated, 1)
+  t.ok(encodeState(fold(createState(), log.events)).length < 10_000)
+})
+
 t.test('timeline: the last 50 in order, and counts over all', async (t) => {
   const log = createLog()
   for (let line = 1; line <= 123; line++) log.about('step/a', 'step.output', { text: `line ${line}` })
