@@ -3,6 +3,7 @@ import { AjvCompiler } from '@fastify/ajv-compiler'
 import { type FastifyBaseLogger, type FastifyServerOptions, LogController } from 'fastify'
 import type { Config } from '../config.js'
 import { uuidv7 } from '../domain/ids.js'
+import type { Mask } from '../ingest/mask.js'
 import { loggableUrl } from '../ops/logging.js'
 import { brokenHttp, sendProblem } from './plugins/errors.js'
 
@@ -11,14 +12,19 @@ const REQUEST_ID = /^[A-Za-z0-9._-]{1,128}$/
 /** The longest id is 128 characters; what is somewhat longer is refused by the route's schema, which can say why. */
 const MAX_PARAM_LENGTH = 512
 
-export function serverOptions(config: Pick<Config, 'MAX_BODY_BYTES' | 'TRUST_PROXY'>, logger: FastifyBaseLogger): FastifyServerOptions {
+export function serverOptions(
+  config: Pick<Config, 'MAX_BODY_BYTES' | 'TRUST_PROXY'>,
+  logger: FastifyBaseLogger,
+  mask: Pick<Mask, 'text'>,
+): FastifyServerOptions {
   return {
     loggerInstance: logger,
     // plugins/requests.ts writes one line a request.
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'requestId' }),
     genReqId: ({ headers }) => {
       const given = headers['x-request-id']
-      return typeof given === 'string' && REQUEST_ID.test(given) ? given : uuidv7()
+      // One with a secret in it is none: it would be stored and logged.
+      return typeof given === 'string' && REQUEST_ID.test(given) && mask.text(given) === given ? given : uuidv7()
     },
     bodyLimit: config.MAX_BODY_BYTES,
     trustProxy: config.TRUST_PROXY,

@@ -26,7 +26,7 @@ async function service(t: Teardown, database: Database) {
   await app.listen({ port: 0, host: '127.0.0.1' })
   const address = app.server.address()
   const origin = `http://127.0.0.1:${typeof address === 'object' ? address?.port : ''}`
-  const send = async (method: 'GET' | 'POST', path: string, payload?: string | object, headers: Record<string, string> = {}) => {
+  const send = async (method: 'GET' | 'POST' | 'PUT', path: string, payload?: string | object, headers: Record<string, string> = {}) => {
     const answer = await fetch(origin + path, {
       method,
       ...(payload !== undefined && { body: typeof payload === 'string' ? payload : JSON.stringify(payload) }),
@@ -87,7 +87,7 @@ for (const [kind, open] of [
           participants: [{ id: SECRET, role: SECRET }],
           session: { goal: SECRET },
         },
-        { 'idempotency-key': SECRET },
+        { 'idempotency-key': SECRET, 'x-request-id': SECRET },
       )
       t.equal(created.status, 201)
       t.equal(
@@ -163,7 +163,10 @@ for (const [kind, open] of [
           .status,
         201,
       )
-      t.equal((await send('POST', '/runs/r/artifacts', { uri: `https://x/?key=${SECRET}` })).status, 201)
+      t.equal((await send('POST', '/runs/r/artifacts', { uri: `https://x/?key=${SECRET}`, mediaType: `text/${SECRET}` })).status, 201)
+      const named = `name=${SECRET}&kind=${SECRET}&label=${SECRET}&stepId=${SECRET}&id=${SECRET}`
+      t.equal((await send('POST', `/runs/r/artifacts?${named}`, 'named', { 'content-type': `text/plain; x=${SECRET}` })).status, 201)
+      t.equal((await send('POST', `/runs/r/artifacts?mediaType=text/${SECRET}`, 'typed')).status, 201)
 
       await send('POST', '/runs', { id: 'q', queue: 'work', input: SECRET })
       await send('POST', '/runs/claim', { queue: 'work', workerId: SECRET })
@@ -176,6 +179,11 @@ for (const [kind, open] of [
       await send('GET', `/runs/${SECRET}`)
       await send('GET', `/${SECRET}`)
       t.equal((await send('POST', '/runs', { id: SECRET })).status, 400, 'an id cannot be masked and stay one')
+      await send('POST', `/runs/${SECRET}/cancel`)
+      t.match((await send('PUT', `/queues/${SECRET}`, { concurrency: 1 })).json(), { name: /^\[masked:/, concurrency: 1 })
+      t.match((await send('GET', `/queues/${SECRET}`)).json(), { name: /^\[masked:/, concurrency: 1 }, 'and is found by the name that its runs have')
+      const bundle = await send('GET', '/runs/q/export?format=ndjson')
+      t.match((await send('POST', `/runs/import?as=${SECRET}`, bundle.body)).json(), { status: 400, detail: /is no id/ })
     })
 
     await t.test('it is in no answer, and the run reads as before', async (t) => {
@@ -191,6 +199,7 @@ for (const [kind, open] of [
         '/runs/r/replay/state',
         '/runs/compare?left=r&right=q',
         '/runs/r/artifacts',
+        '/queues',
         '/runs.csv',
         '/exports',
         '/audit',
@@ -230,8 +239,8 @@ for (const [kind, open] of [
     await t.test('credentials of a source are kept to be sent, and shown nowhere', async (t) => {
       const refused = await send('POST', '/runs', { id: 'attached', source: { url: `https://example.com/?key=${SECRET}` } })
       t.match(refused.json(), { status: 400, detail: /headers/ })
-      const webhook = await send('POST', '/webhooks', { url: 'https://example.com/sk-hook0123456789abcdef', types: ['run.*'] })
-      t.match(webhook.json(), { url: 'https://example.com/sk-hook0123456789abcdef' }, 'the address of a webhook is called as it is')
+      const webhook = await send('POST', '/webhooks', { url: 'https://example.com/sk-hook0123456789abcdef', description: SECRET, types: ['run.*'] })
+      t.match(webhook.json(), { url: 'https://example.com/sk-hook0123456789abcdef', description: /^\[masked:/ }, 'the address of a webhook is called as it is')
     })
 
     await t.test('in no table, no log line and no file', async (t) => {

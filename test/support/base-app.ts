@@ -14,6 +14,7 @@ import { docsRoutes } from '../../src/http/routes/docs.js'
 import { healthRoutes } from '../../src/http/routes/health.js'
 import { keysRoutes } from '../../src/http/routes/keys.js'
 import { serverOptions } from '../../src/http/server-options.js'
+import { NO_MASK } from '../../src/ingest/mask.js'
 import type { HealthCheck } from '../../src/ops/health.js'
 import { createLogger } from '../../src/ops/logging.js'
 import { createMetrics } from '../../src/ops/metrics.js'
@@ -37,7 +38,7 @@ export async function baseApp(
   const logger = createLogger(config, { write: (line) => log.push(JSON.parse(line)) })
   const keys = createKeys(database, { adminApiKey: config.ADMIN_API_KEY, now: options.now })
   const metrics = createMetrics({ queuedEvents: () => 0, openStreams: () => 0 })
-  const app = Fastify(serverOptions(config, logger))
+  const app = Fastify(serverOptions(config, logger, NO_MASK))
   t.teardown(() => app.close())
   await app.register(requestsPlugin, { metrics })
   await app.register(errorsPlugin)

@@ -10,6 +10,7 @@ import { errorsPlugin } from '../../src/http/plugins/errors.js'
 import { eventsRoutes } from '../../src/http/routes/events.js'
 import { type StateView, streamRoutes } from '../../src/http/routes/stream.js'
 import { serverOptions } from '../../src/http/server-options.js'
+import { NO_MASK } from '../../src/ingest/mask.js'
 import type { CommittedBatch } from '../../src/log/committed.js'
 import { createLogReader, type RunHead } from '../../src/log/read.js'
 import { createHub, type HubOptions } from '../../src/tail/hub.js'
@@ -63,7 +64,7 @@ export interface ReadingOptions {
 
 /** Listens on a free port of the loopback. */
 export async function readingApp(t: Teardown, database: Database, options: ReadingOptions = {}) {
-  const app = Fastify(serverOptions({ MAX_BODY_BYTES: 1_048_576, TRUST_PROXY: false }, silent)).withTypeProvider<TypeBoxTypeProvider>()
+  const app = Fastify(serverOptions({ MAX_BODY_BYTES: 1_048_576, TRUST_PROXY: false }, silent, NO_MASK)).withTypeProvider<TypeBoxTypeProvider>()
   const log = createLogReader(database)
   const hub = createHub({ log, logger: silent, ...options.hub })
   await app.register(errorsPlugin)

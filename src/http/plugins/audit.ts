@@ -5,6 +5,7 @@
 import type { FastifyInstance, FastifyRequest, onSendAsyncHookHandler, preHandlerAsyncHookHandler, preSerializationAsyncHookHandler } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
 import type { Audit, AuditEntry } from '../../access/audit.js'
+import type { Mask } from '../../ingest/mask.js'
 import { knownAccess } from './access.js'
 
 declare module 'fastify' {
@@ -78,14 +79,14 @@ export function auditOf({ method, config, schema }: RouteFacts): { action: strin
 }
 
 export const auditPlugin = fastifyPlugin(
-  async (app: FastifyInstance, { audit }: { audit: Audit }) => {
+  async (app: FastifyInstance, { audit, mask }: { audit: Audit; mask: Pick<Mask, 'text'> }) => {
     app.decorateRequest('auditLine', null)
 
     const begin: preHandlerAsyncHookHandler = async (request) => {
       const named = request.routeOptions.config.audit
       if (!named) return
       request.auditLine = { id: undefined, made: undefined }
-      if (!AFTERWARDS.has(named.action)) request.auditLine.id = await audit.begin(entryOf(request, named))
+      if (!AFTERWARDS.has(named.action)) request.auditLine.id = await audit.begin(entryOf(request, named, mask))
     }
 
     // What was made is told by its id.
@@ -103,7 +104,7 @@ export const auditPlugin = fastifyPlugin(
       // What was refused before its handler, by the role or by the schema, has not begun.
       const line = request.auditLine ?? { id: undefined, made: undefined }
       if (!named || knownAccess(request) === null) return payload
-      const entry = entryOf(request, named)
+      const entry = entryOf(request, named, mask)
       const status = reply.statusCode
       const outcome = status < 400 ? 'done' : status < 500 ? 'refused' : 'failed'
       const made = line.made === entry.targetId ? undefined : line.made
@@ -136,16 +137,22 @@ export const auditPlugin = fastifyPlugin(
   { name: 'audit', dependencies: ['access', 'errors'] },
 )
 
-function entryOf(request: FastifyRequest, { action, targetKind }: { action: string; targetKind: string }): Omit<AuditEntry, 'outcome'> {
+function entryOf(
+  request: FastifyRequest,
+  { action, targetKind }: { action: string; targetKind: string },
+  mask: Pick<Mask, 'text'>,
+): Omit<AuditEntry, 'outcome'> {
   const access = knownAccess(request)
   const params: unknown = request.params
+  const target = textAt(params, `${targetKind}Id`) ?? textAt(params, 'id') ?? textAt(params, 'name') ?? textAt(params, 'queue')
   return {
     workspaceId: access?.workspaceId ?? '',
     actor: access?.keyName ?? '',
     actorKeyId: access?.keyId,
     action,
     targetKind,
-    targetId: textAt(params, `${targetKind}Id`) ?? textAt(params, 'id') ?? textAt(params, 'name') ?? textAt(params, 'queue'),
+    // Whatever a path names, also where there is no such thing.
+    targetId: target === undefined ? undefined : mask.text(target),
     requestId: request.id,
     detail: told(request.body),
   }

@@ -1,24 +1,27 @@
 /**
- * Secrets in what is not an event: bodies of commands, and headers that are stored. They are masked before anything reads them.
- * What has to stay as it is to be of use (headers of sources and callbacks, the addresses of webhooks) is kept.
+ * Secrets in what is not an event: bodies of commands, headers that are stored, and names of queues in a path. They are masked before anything
+ * reads them. What has to stay as it is to be of use (headers of sources and callbacks, the addresses of webhooks) is kept.
  */
 import type { FastifyInstance } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
 import { RunplaneError } from '../../errors.js'
 import type { Mask } from '../../ingest/mask.js'
 
-/** Addresses that are called as they are, and bundles, which are checked to the byte and not stored. */
-const AS_SENT = /^\/(?:webhooks|runs\/compare)\b/
+/** Bundles are checked to the byte, and not stored. */
+const AS_SENT = '/runs/compare'
 const STORED_HEADERS = ['idempotency-key', 'producer-id', 'x-worker-id']
 /** Members of a body that are called, and have their secrets in their headers. */
 const CALLED = ['source', 'cancelCallback']
 
 const isKept = ([first, second]: readonly string[]) => CALLED.includes(first ?? '') && second === 'headers'
+/** The address is called as it is, and what signs is shown once. */
+const isKeptOfWebhook = ([first]: readonly string[]) => first === 'url' || first === 'secret'
 
 export const maskingPlugin = fastifyPlugin(
   async (app: FastifyInstance, { mask }: { mask: Mask }) => {
     if (mask.isOff) return
-    app.addHook('onRequest', async ({ headers }) => {
+    app.addHook('onRequest', async ({ headers, params }) => {
+      if (typeof params === 'object' && params !== null && 'name' in params && typeof params.name === 'string') params.name = mask.text(params.name)
       for (const name of STORED_HEADERS) {
         const value = headers[name]
         if (typeof value === 'string') headers[name] = mask.text(value)
@@ -26,9 +29,10 @@ export const maskingPlugin = fastifyPlugin(
     })
     app.addHook('preValidation', async (request) => {
       const { body } = request
-      if (typeof body !== 'object' || body === null || Buffer.isBuffer(body) || 'pipe' in body || AS_SENT.test(request.routeOptions.url ?? '')) return
+      const { url = '' } = request.routeOptions
+      if (typeof body !== 'object' || body === null || Buffer.isBuffer(body) || 'pipe' in body || url === AS_SENT) return
       for (const name of CALLED) assertUnmasked(name, Reflect.get(body, name))
-      request.body = mask.value(body, isKept)
+      request.body = mask.value(body, url.startsWith('/webhooks') ? isKeptOfWebhook : isKept)
     })
 
     function assertUnmasked(name: string, called: unknown): void {

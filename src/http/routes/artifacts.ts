@@ -177,10 +177,17 @@ export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = a
     )
   }
 
-  async function fromContent({ access }: FastifyRequest, runKey: string, told: Told, content: AsyncIterable<Buffer>, mediaType: string): Promise<Told> {
-    const bytes = mask.bytes(told.sha256 === undefined ? content : checked(content, told.sha256))
-    return { ...told, mediaType, ...(await artifacts.store(access.workspaceId, runKey, { bytes, mediaType })) }
+  async function fromContent({ access }: FastifyRequest, runKey: string, sent: Told, content: AsyncIterable<Buffer>, type: string): Promise<Told> {
+    const bytes = mask.bytes(sent.sha256 === undefined ? content : checked(content, sent.sha256))
+    const mediaType = plainMediaType(type)
+    return { ...maskedNames(sent), mediaType, ...(await artifacts.store(access.workspaceId, runKey, { bytes, mediaType })) }
   }
+
+  /** Names that hold a secret are names without it; the hash is what it was. */
+  const maskedNames = (told: Told): Told => ({ ...(mask.value(told) as Told), ...(told.sha256 !== undefined && { sha256: told.sha256 }) })
+
+  /** One with a secret in it is none. */
+  const plainMediaType = (type: string): string => (mask.text(type) === type ? type : BINARY)
 
   async function fromCommand(request: FastifyRequest, runKey: string, sent: ArtifactCommand): Promise<Told> {
     const { inline, text, base64, mediaType, ...told } = sent
@@ -190,14 +197,12 @@ export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = a
         'VALIDATION_ERROR',
         `An artifact has one of inline, text, base64 and uri; this one has ${given.length === 0 ? 'none' : given.join(' and ')}.`,
       )
-    const named = mask.value(told) as typeof told
-    if (told.uri !== undefined) return { ...named, ...(mediaType !== undefined && { mediaType }) }
+    if (told.uri !== undefined) return { ...maskedNames(told), ...(mediaType !== undefined && { mediaType: plainMediaType(mediaType) }) }
     if (told.bytes !== undefined) throw new RunplaneError('VALIDATION_ERROR', 'bytes goes with uri: what is sent is counted.')
-    const { bytes: _, ...rest } = named
-    if (base64 !== undefined) return fromContent(request, runKey, rest, pieces(Buffer.from(base64, 'base64')), mediaType ?? BINARY)
-    if (text !== undefined) return fromContent(request, runKey, rest, pieces(Buffer.from(text)), mediaType ?? 'text/plain; charset=utf-8')
+    if (base64 !== undefined) return fromContent(request, runKey, told, pieces(Buffer.from(base64, 'base64')), mediaType ?? BINARY)
+    if (text !== undefined) return fromContent(request, runKey, told, pieces(Buffer.from(text)), mediaType ?? 'text/plain; charset=utf-8')
     const json = Buffer.from(JSON.stringify(inline))
-    const stored = await fromContent(request, runKey, rest, pieces(json), mediaType ?? 'application/json')
+    const stored = await fromContent(request, runKey, told, pieces(json), mediaType ?? 'application/json')
     // What is small stands in the event as well, for those who read it there.
     return json.length > config.ARTIFACT_INLINE_BYTES ? stored : { ...stored, inline: mask.value(inline) }
   }

@@ -4,6 +4,7 @@ import { createGzip } from 'node:zlib'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { type Static, Type } from '@sinclair/typebox'
 import { RunplaneError } from '../../errors.js'
+import type { Mask } from '../../ingest/mask.js'
 import type { Exporter, ExportOptions } from '../../insight/export.js'
 import type { Importer } from '../../insight/import.js'
 import { reference } from '../schemas/reference.js'
@@ -12,6 +13,7 @@ import { RunParams } from '../schemas/run.js'
 export interface BundlesRoutesDeps {
   exporter: Exporter
   importer: Importer
+  mask: Pick<Mask, 'text'>
 }
 
 const flag = (description: string) => Type.Optional(Type.Boolean({ description }))
@@ -62,7 +64,7 @@ const ImportAnswer = Type.Object(
   { $id: 'ImportAnswer' },
 )
 
-export function bundlesRoutes({ exporter, importer }: BundlesRoutesDeps): FastifyPluginAsyncTypebox {
+export function bundlesRoutes({ exporter, importer, mask }: BundlesRoutesDeps): FastifyPluginAsyncTypebox {
   return async (app) => {
     app.get(
       '/runs/:id/export',
@@ -120,7 +122,9 @@ export function bundlesRoutes({ exporter, importer }: BundlesRoutesDeps): Fastif
         async (request, reply) => {
           const { body } = request
           if (!(body instanceof Readable)) throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send a bundle: what GET /runs/:id/export answered.')
-          const answer = await importer.import(request.access.workspaceId, body, { as: request.query.as })
+          const { as } = request.query
+          // An id with a secret in it is refused: masked, it is none.
+          const answer = await importer.import(request.access.workspaceId, body, { as: as === undefined ? undefined : mask.text(as) })
           return reply
             .code(answer.imported ? 201 : 200)
             .header('location', `/runs/${encodeURIComponent(answer.runId)}`)
