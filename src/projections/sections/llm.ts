@@ -267,9 +267,19 @@ export const llm = defineSection({
 })
 
 /** What each model was used, in the order of their first use. */
-export function usageByModel(state: Readonly<LlmFold>) {
-  const used = [...state.models].filter(([, { calls, sums }]) => calls > 0 || sums.some((sum) => sum > 0))
-  return used.map(([model, { calls, failed, sums }]) => ({ model, calls, failed, ...totalsOf(sums) }))
+export function usageByModel({ models, sums: all }: Readonly<LlmFold>) {
+  const used = [...models].filter(([, { calls, sums }]) => calls > 0 || sums.some((sum) => sum > 0))
+  const uses = used.map(([model, { calls, failed, sums }]) => ({ model, calls, failed, ...totalsOf(sums) }))
+  const unknown = uses.find(({ model }) => model === UNKNOWN_MODEL)
+  if (unknown === undefined || uses.length === 1) return uses
+  // A run tells at its end, with no model, what its calls have told by theirs: only what goes beyond that is of none.
+  const total = totalsOf(all)
+  for (const name of COUNTS) {
+    const named = uses.reduce((sum, use) => (use === unknown ? sum : sum + use[name]), 0)
+    unknown[name] = Math.max(0, Number((total[name] - named).toFixed(9)))
+  }
+  unknown.totalTokens = unknown.inputTokens + unknown.outputTokens
+  return unknown.calls > 0 || COUNTS.some((name) => unknown[name] > 0) ? uses : uses.filter((use) => use !== unknown)
 }
 
 /** Of each count the largest of the three levels; costs to a billionth, since sums of fractions drift. */

@@ -327,6 +327,20 @@ t.test('llm: the same use told twice is counted once', async (t) => {
   t.match(log.view().llm.totals, { inputTokens: 12, outputTokens: 6, costUsd: 0.7 })
 })
 
+t.test('llm: what a run tells with no model is of none only where its models do not account for it', async (t) => {
+  const log = createLog()
+  log.about('llm_call/1', 'llm.call.completed', { model: 'm', inputTokens: 10, outputTokens: 5, costUsd: 0.1 })
+  log.about('llm_call/2', 'llm.call.completed', { model: 'n', inputTokens: 1, outputTokens: 1, costUsd: 0.2 })
+  log.add('usage.reported', { inputTokens: 11, outputTokens: 6, costUsd: 0.3, mode: 'cumulative' })
+  t.match(log.view().llm.byModel, { length: 2 }, 'all of it is of a model')
+  log.add('run.completed', { usage: { inputTokens: 15 }, costUsd: 0.7 })
+  const { byModel, totals } = log.view().llm
+  t.match(byModel[2], { model: '(unknown)', calls: 0, inputTokens: 4, outputTokens: 0, totalTokens: 4, costUsd: 0.4 })
+  for (const name of ['inputTokens', 'outputTokens', 'totalTokens', 'costUsd'] as const) {
+    t.equal(Number(byModel.reduce((sum, use) => sum + use[name], 0).toFixed(9)), totals[name], `${name} of all models is that of the run`)
+  }
+})
+
 t.test('llm: totals are over all calls, the list holds the last 100', async (t) => {
   const log = createLog()
   for (let call = 0; call < 250; call++) log.about(`llm_call/${call}`, 'llm.call.completed', { model: `m${call % 40}`, inputTokens: 2, costUsd: 0.1 })
