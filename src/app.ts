@@ -195,6 +195,7 @@ export async function buildApp({
     sql,
     blobs,
     exporter,
+    prices,
     secret: await serviceSecret(sql, 'downloads'),
     config,
     log: logger,
@@ -242,7 +243,7 @@ export async function buildApp({
   await app.register(replayRoutes({ hub, log: reader, runStates, config }))
   await app.register(streamRoutes({ hub, log: reader, config, snapshotOf: (run) => runStates.read(run) }))
   await app.register(artifactsRoutes, { config, artifacts, log, reader, mask })
-  await app.register(exportsRoutes, { sql, jobs: exportJobs })
+  await app.register(exportsRoutes, { sql, prices, jobs: exportJobs })
   await app.register(bundlesRoutes({ exporter, importer, mask }))
   await app.register(compareRoutes({ comparer: createComparer({ sql, runStates, prices, mask, config }) }))
   await app.register(keysRoutes({ keys }))

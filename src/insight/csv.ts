@@ -5,6 +5,7 @@
 import { stringify } from 'csv-stringify/sync'
 import type { Sql } from '../db/client.js'
 import { matchingRuns, type RunFilter } from '../runs/list.js'
+import { costOfModels, type PriceTable, type TokenCounts } from './prices.js'
 
 /** Either the runs of the filter, oldest first, or those of the ids that there are. */
 export type RunSelection = { filter: RunFilter } | { runIds: readonly string[] }
@@ -17,6 +18,8 @@ export interface SelectedRun {
 interface SummaryRow extends SelectedRun {
   at: string
   cells: (string | number | null)[]
+  /** By model, of a run that told no cost. */
+  uses: (TokenCounts & { model: string })[] | null
 }
 
 const PAGE_RUNS = 500
@@ -34,7 +37,8 @@ const COLUMNS = {
   started_at: utc('started_at'),
   ended_at: utc('ended_at'),
   archived_at: utc('archived_at'),
-  duration_ms: '(extract(epoch from ended_at - started_at) * 1000)::bigint',
+  // Producers' clocks may run backwards.
+  duration_ms: 'greatest(0, (extract(epoch from ended_at - started_at) * 1000)::bigint)',
   events: 'last_seq',
   raw_events: 'last_raw_seq',
   llm_calls: 'llm_calls',
@@ -69,7 +73,8 @@ export async function* selectRuns(sql: Sql, workspaceId: string, selection: RunS
   let last: SummaryRow | undefined
   do {
     const rows: SummaryRow[] = await sql<SummaryRow[]>`
-      select key, id, created_at::text as at, json_build_array(${sql.unsafe(Object.values(COLUMNS).join(', '))}) as cells from runs
+      select key, id, created_at::text as at, json_build_array(${sql.unsafe(Object.values(COLUMNS).join(', '))}) as cells,
+        case when cost_usd = 0 then model_usage end as uses from runs
       where ${condition(sql, workspaceId, selection)} ${last ? sql`and (created_at, key) > (${last.at}::text::timestamptz, ${last.key}::text::uuid)` : sql``}
       order by created_at, key limit ${PAGE_RUNS}`
     if (rows.length > 0) yield rows
@@ -77,9 +82,18 @@ export async function* selectRuns(sql: Sql, workspaceId: string, selection: RunS
   } while (last)
 }
 
-/** @param options.content whether tags and the messages of errors are in it. @returns pieces of text, the first with the names of the columns */
-export async function* summaryCsv(sql: Sql, workspaceId: string, selection: RunSelection, { content = true } = {}): AsyncGenerator<string> {
+/**
+ * The cost is what a run told, and where it told nothing what the prices make of its tokens, as in its metrics.
+ * @param options.content whether tags and the messages of errors are in it. @returns pieces of text, the first with the names of the columns
+ */
+export async function* summaryCsv(
+  { sql, prices }: { sql: Sql; prices: PriceTable },
+  workspaceId: string,
+  selection: RunSelection,
+  { content = true } = {},
+): AsyncGenerator<string> {
   const names = Object.keys(COLUMNS)
+  const costAt = names.indexOf('cost_usd')
   const kept = names.map((name) => content || !CONTENT.includes(name))
   const encode = (rows: unknown[][]) =>
     stringify(
@@ -87,5 +101,6 @@ export async function* summaryCsv(sql: Sql, workspaceId: string, selection: RunS
       { escape_formulas: true, record_delimiter: 'windows' },
     )
   yield encode([names])
-  for await (const rows of selectRuns(sql, workspaceId, selection)) yield encode(rows.map(({ cells }) => cells))
+  for await (const rows of selectRuns(sql, workspaceId, selection))
+    yield encode(rows.map(({ cells, uses }) => (uses === null ? cells : cells.with(costAt, costOfModels(prices, uses)))))
 }

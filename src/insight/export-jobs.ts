@@ -21,6 +21,7 @@ import type { RunFilter } from '../runs/list.js'
 import type { Blobs } from './blobs.js'
 import { countRuns, type RunSelection, selectRuns, summaryCsv } from './csv.js'
 import type { Exporter, ExportOptions } from './export.js'
+import type { PriceTable } from './prices.js'
 
 /** What a job was asked for; a filter or ids. */
 export interface ExportRequest {
@@ -61,6 +62,7 @@ export interface ExportJobsDeps {
   sql: Sql
   blobs: Blobs
   exporter: Exporter
+  prices: PriceTable
   /** Of the signatures. */
   secret: Buffer
   config: Pick<Config, 'EXPORT_KEEP_MS'>
@@ -101,7 +103,7 @@ interface IndexEntry {
 class GivenUp extends Error {}
 
 export function createExportJobs(deps: ExportJobsDeps): ExportJobs {
-  const { sql, blobs, exporter, secret, config, log, lookMs = LOOK_MS, leaseMs = LEASE_MS } = deps
+  const { sql, blobs, exporter, prices, secret, config, log, lookMs = LOOK_MS, leaseMs = LEASE_MS } = deps
   const ownerId = uuidv7()
   let working: Promise<void> | undefined
   let making: AbortController | undefined
@@ -230,7 +232,7 @@ export function createExportJobs(deps: ExportJobsDeps): ExportJobs {
     }
 
     async function write(): Promise<void> {
-      await add('summary.csv', summaryCsv(sql, workspaceId, selection, { content: request.options.profile === 'full' }), true)
+      await add('summary.csv', summaryCsv({ sql, prices }, workspaceId, selection, { content: request.options.profile === 'full' }), true)
       const index: IndexEntry[] = []
       for await (const page of selectRuns(sql, workspaceId, selection)) {
         for (const { id } of page) {

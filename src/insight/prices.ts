@@ -82,6 +82,16 @@ export function costOf(price: Price, { inputTokens, outputTokens, cacheReadToken
   return rounded((fresh * input + cacheReadTokens * cacheRead + cacheWriteTokens * cacheWrite + outputTokens * output) / 1_000_000)
 }
 
+/** US dollars, for what was used of the models that the table has. */
+export function costOfModels(prices: PriceTable, uses: readonly (TokenCounts & { model: string })[]): number {
+  return rounded(
+    uses.reduce((sum, use) => {
+      const price = prices.priceOf(use.model)
+      return price ? sum + costOf(price, use) : sum
+    }, 0),
+  )
+}
+
 /** To a billionth of a dollar: sums of fractions drift. */
 export function rounded(usd: number): number {
   return Number(usd.toFixed(9))

@@ -11,6 +11,7 @@ import { DEFAULT_WORKSPACE_ID, uuidv7 } from '../../src/domain/ids.js'
 import { createBlobs } from '../../src/insight/blobs.js'
 import type { RunExport } from '../../src/insight/export.js'
 import { createExportJobs, type ExportRequest } from '../../src/insight/export-jobs.js'
+import { createPrices } from '../../src/insight/prices.js'
 import { silent, type Teardown, testDatabase } from '../support/database.js'
 import { eventually } from '../support/http.js'
 
@@ -180,6 +181,19 @@ t.test('exports', async (t) => {
     t.match(lines[2], /^b,"'=HYPERLINK\(""http:\/\/bad""\)",demo/)
     t.match(lines[1], /"'@x y,z"/)
     t.equal((await get('/runs.csv?status=nope')).status, 400)
+    await post('/runs', { id: 'costs', kind: 'priced' })
+    await post('/runs/costs/events', [
+      { type: 'run.started', ts: '2026-01-01T00:00:10Z' },
+      { type: 'llm.call.completed', subject: { kind: 'llm_call', id: '1' }, data: { model: 'gpt-4o', inputTokens: 1_000_000, outputTokens: 0 } },
+      { type: 'run.completed', ts: '2026-01-01T00:00:05Z' },
+    ])
+    const [names, row] = (await get('/runs.csv?kind=priced')).bytes
+      .toString()
+      .split('\r\n', 2)
+      .map((line) => line.split(','))
+    const cell = (name: string) => row?.[names?.indexOf(name) ?? -1]
+    t.equal(cell('cost_usd'), '2.5', 'by the prices, where the run told no cost, as in its metrics')
+    t.equal(cell('duration_ms'), '0', 'not below zero, where clocks run backwards')
     t.equal((await get('/runs.csv?kind=none')).bytes.toString().split('\r\n').length, 2, 'the names of the columns alone')
   })
 })
@@ -187,7 +201,7 @@ t.test('exports', async (t) => {
 /** What a test of the jobs alone does not look at. */
 function unused(dataDir: string) {
   const config = loadConfig({ DATA_DIR: dataDir }, { envFile: '/nonexistent' })
-  return { blobs: createBlobs(config), exporter: slowExporter(async () => {}), secret: Buffer.alloc(32), config, log: silent }
+  return { blobs: createBlobs(config), exporter: slowExporter(async () => {}), prices: createPrices(), secret: Buffer.alloc(32), config, log: silent }
 }
 
 /** Bundles that take as long as the test wants. */

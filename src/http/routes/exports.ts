@@ -6,6 +6,7 @@ import type { Sql } from '../../db/client.js'
 import { RunplaneError } from '../../errors.js'
 import { summaryCsv } from '../../insight/csv.js'
 import type { ExportJobs, ExportJob as Job } from '../../insight/export-jobs.js'
+import type { PriceTable } from '../../insight/prices.js'
 import { DownloadQuery, ExportCommand, ExportJob, ExportPage, ExportParams, ExportsQuery } from '../schemas/exports.js'
 import { reference } from '../schemas/reference.js'
 import { ListRunsQuery } from '../schemas/run.js'
@@ -13,6 +14,7 @@ import { listOf, statuses } from './runs.js'
 
 export interface ExportsRoutesDeps {
   sql: Sql
+  prices: PriceTable
   jobs: ExportJobs
 }
 
@@ -22,7 +24,7 @@ const ZIP = {
 }
 const CSV = { description: 'A row a run, oldest first', content: { 'text/csv': { schema: Type.Unsafe<unknown>({ type: 'string' }) } } }
 
-export const exportsRoutes: FastifyPluginAsyncTypebox<ExportsRoutesDeps> = async (app, { sql, jobs }) => {
+export const exportsRoutes: FastifyPluginAsyncTypebox<ExportsRoutesDeps> = async (app, { sql, prices, jobs }) => {
   for (const schema of [ExportCommand, ExportJob, ExportPage]) app.addSchema(schema)
 
   const create = (operationId: string, summary: string) => ({
@@ -143,7 +145,7 @@ export const exportsRoutes: FastifyPluginAsyncTypebox<ExportsRoutesDeps> = async
     async (request, reply) => {
       const { query } = request
       const filter = { ...query, status: statuses(query.status), tags: listOf(query.tags), includeArchived: query.includeArchived ?? false }
-      const rows = summaryCsv(sql, request.access.workspaceId, { filter })
+      const rows = summaryCsv({ sql, prices }, request.access.workspaceId, { filter })
       // A filter that is not right is told before the answer begins.
       const first = await rows.next()
       const second = await rows.next()
