@@ -11,6 +11,7 @@ import { createMask, PatternError } from './ingest/mask.js'
 const integer = (minimum: number, maximum: number, fallback: number, description: string) => Type.Integer({ minimum, maximum, default: fallback, description })
 
 FormatRegistry.Set('mask-patterns', (text) => patternFault(text) === undefined)
+FormatRegistry.Set('host-url', (text) => /^https?:\/\/[^/]+\/?$/.test(text) && URL.canParse(text))
 FormatRegistry.Set('origins', (text) => text.split(',').every((part) => URL.canParse(part.trim()) && new URL(part.trim()).origin === part.trim()))
 
 export const ConfigSchema = Type.Object({
@@ -94,7 +95,7 @@ export const ConfigSchema = Type.Object({
   MAX_ARTIFACT_BYTES: integer(1024, 5_497_558_138_880, 1_073_741_824, 'bytes of one artifact'),
   MAX_BUNDLE_BYTES: integer(1024, 5_497_558_138_880, 4_294_967_296, 'bytes of a bundle that is imported, as it is sent and unpacked'),
   S3_ENDPOINT: Type.Optional(
-    Type.String({ pattern: '^https?://[^/]+/?$', description: 'https://host of an S3-compatible store for artifacts and exports; none: they are in DATA_DIR' }),
+    Type.String({ format: 'host-url', description: 'https://host of an S3-compatible store for artifacts and exports; none: they are in DATA_DIR' }),
   ),
   S3_REGION: Type.String({ minLength: 1, default: 'us-east-1', description: 'region of the S3-compatible store' }),
   S3_BUCKET: Type.Optional(

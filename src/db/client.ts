@@ -55,7 +55,7 @@ export async function openDatabase(options: { databaseUrl?: string | undefined; 
 async function openServer(url: string, poolMax: number): Promise<Database> {
   const connect = (options: ConnectOptions = {}) => postgres(url, clientOptions(options))
   const describe = `PostgreSQL at ${withoutSecrets(url)}`
-  const sql = connect({ max: poolMax })
+  const sql = readable(() => connect({ max: poolMax }))
   try {
     await sql`select 1`
   } catch (error) {
@@ -107,6 +107,17 @@ function clientOptions(options: ConnectOptions) {
       idle_in_transaction_session_timeout: STATEMENT_TIMEOUT_MS,
       ...options.connection,
     },
+  }
+}
+
+/** The driver's own error about a URL that it cannot read holds the URL, and with it the password. */
+function readable(connect: () => Sql): Sql {
+  try {
+    return connect()
+  } catch {
+    throw new DatabaseUnavailableError(
+      'DATABASE_URL: its value is not a URL. Allowed: postgres://user:password@host:port/database, where / # ? % @ and : in the user and the password are percent-encoded, such as %2F for /.',
+    )
   }
 }
 

@@ -45,6 +45,8 @@ test('says in one line, without the password, why a server cannot be used', asyn
     t.match(error.message, message)
     t.notMatch(error.message, /s3cret|\n/)
   }
+  for (const password of ['s3cret/', 's3cret#', '%s3cret'])
+    await says(`postgres://user:${password}@127.0.0.1/runs`, /^DATABASE_URL: its value is not a URL\. Allowed: postgres:.* are percent-encoded/)
   await says('postgres://user:s3cret@127.0.0.1:1/runs', /^DATABASE_URL: PostgreSQL at 127\.0\.0\.1:1\/runs cannot be used: nothing listens there/)
   await says(
     'postgres://user:s3cret@no-such-host.invalid/runs',

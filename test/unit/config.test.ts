@@ -65,6 +65,13 @@ t.test('any origin at all is refused for CORS: pages are named one by one', asyn
   t.same(corsOrigins(loadConfig({}, none)), [])
 })
 
+t.test('the address of a store is a URL of a host', async (t) => {
+  for (const bad of ['https://a b', 'https://', 'ftp://store.example', 'https://store.example/path', 'store.example']) {
+    t.match(fault({ S3_ENDPOINT: bad }), /^S3_ENDPOINT: /, bad)
+  }
+  for (const good of ['https://store.example', 'http://127.0.0.1:9000/']) t.equal(loadConfig({ S3_ENDPOINT: good }, none).S3_ENDPOINT, good)
+})
+
 t.test('a file of settings is read, and the environment wins over it', async (t) => {
   const envFile = join(mkdtempSync(join(tmpdir(), 'config-')), '.env')
   writeFileSync(envFile, '# settings\nPORT=4000\nDB_POOL_MAX="20"\nHOST=\n')
