@@ -3,7 +3,7 @@ import closeWithGrace from 'close-with-grace'
 import { createKeys } from './access/keys.js'
 import { assertExposable } from './access/loopback.js'
 import { buildApp } from './app.js'
-import { ConfigError, loadConfig } from './config.js'
+import { type Config, ConfigError, loadConfig } from './config.js'
 import { DatabaseUnavailableError, openDatabase } from './db/client.js'
 import { EmbeddedDatabaseError } from './db/embedded.js'
 import { DatabaseNewerError, migrate } from './db/migrate.js'
@@ -35,7 +35,7 @@ async function start(): Promise<void> {
       // What runs in the background would keep the process, without its database; and an end without a signal would be taken for a good one.
       grace.uninstall()
       await app.close()
-      throw error
+      throw listenFault(error, config)
     }
   } catch (error) {
     await database.close()
@@ -43,10 +43,27 @@ async function start(): Promise<void> {
   }
 }
 
+/** What an operator can mend; anything else is as it was. */
+function listenFault(error: unknown, { HOST, PORT }: Config): unknown {
+  switch (error instanceof Error && 'code' in error && error.code) {
+    case 'EADDRINUSE':
+      return new ConfigError(`PORT: ${PORT} is taken: another process listens on ${HOST}. Stop that one, or set another PORT.`)
+    case 'EACCES':
+      return new ConfigError(`PORT: this user may not listen on ${PORT}. Set a PORT above 1023.`)
+    case 'EADDRNOTAVAIL':
+      return new ConfigError(`HOST: '${HOST}' is no address of this machine. Set one of its own, or 0.0.0.0 for all of them.`)
+    case 'ENOTFOUND':
+    case 'EAI_AGAIN':
+      return new ConfigError(`HOST: '${HOST}' is no address, and no name that can be looked up.`)
+    default:
+      return error
+  }
+}
+
 try {
   await start()
 } catch (error) {
-  const told = TOLD.some((kind) => error instanceof kind) || (error instanceof Error && 'syscall' in error && error.syscall === 'listen')
+  const told = TOLD.some((kind) => error instanceof kind)
   console.error(told && error instanceof Error ? `runplane: ${error.message}` : error)
   process.exitCode = 1
 }

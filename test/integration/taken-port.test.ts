@@ -5,17 +5,26 @@ import { join } from 'node:path'
 import t from 'tap'
 import { startService } from '../support/service.js'
 
-t.test('a service whose port is taken ends with an error', { timeout: 60_000 }, async (t) => {
+t.test('a service that cannot listen ends with an error that names the setting', { timeout: 60_000 }, async (t) => {
   const first = await startService(t, { database: 'embedded' })
-  const settings = { PORT: String(first.port), HOST: '127.0.0.1', DATA_DIR: join(first.dataDir, '..', 'other'), LOG_LEVEL: 'warn' }
-  const second = spawn(process.execPath, ['--import', 'tsx', 'src/main.ts'], {
-    env: { PATH: process.env.PATH, HOME: process.env.HOME, ...settings },
-    stdio: ['ignore', 'pipe', 'pipe'],
-  })
-  t.teardown(() => second.kill('SIGKILL'))
-  let output = ''
-  for (const stream of [second.stdout, second.stderr]) stream.on('data', (chunk) => (output += chunk))
-  const [code] = await once(second, 'exit')
-  t.equal(code, 1)
-  t.match(output, /^runplane: listen EADDRINUSE.*\n$/)
+  const second = async (settings: Record<string, string>) => {
+    const child = spawn(process.execPath, ['--import', 'tsx', 'src/main.ts'], {
+      env: { PATH: process.env.PATH, HOME: process.env.HOME, DATA_DIR: join(first.dataDir, '..', 'other'), LOG_LEVEL: 'warn', ...settings },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    })
+    t.teardown(() => child.kill('SIGKILL'))
+    let output = ''
+    for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (output += chunk))
+    const [code] = await once(child, 'exit')
+    t.equal(code, 1)
+    return output
+  }
+  t.equal(
+    await second({ PORT: String(first.port), HOST: '127.0.0.1' }),
+    `runplane: PORT: ${first.port} is taken: another process listens on 127.0.0.1. Stop that one, or set another PORT.\n`,
+  )
+  t.match(
+    await second({ PORT: '0', HOST: 'no-such-host.invalid', ADMIN_API_KEY: 'k'.repeat(32) }),
+    /^runplane: HOST: 'no-such-host.invalid' is no address, and no name that can be looked up.\n$/,
+  )
 })
