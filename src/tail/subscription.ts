@@ -19,7 +19,7 @@ export type Delivery =
   /** Whole event frames. What is lent is given back to the hub when it has been written. */
   | { kind: 'frames'; bytes: Buffer; isLent: boolean }
   | { kind: 'gap'; fromSeq: number; toSeq: number }
-  /** Up to here everything was filtered out. */
+  /** Up to here everything was filtered out, or is in the snapshot. */
   | { kind: 'cursor'; seq: number }
   | { kind: 'caught_up'; headSeq: number }
   | { kind: 'end'; status: RunStatus; headSeq: number }
@@ -29,6 +29,8 @@ export interface SubscriptionOptions {
   hub: Hub
   run: RunHead
   afterSeq: number
+  /** What the ids of the frames have told the reader so far, where it is not `afterSeq`: a snapshot has no id. */
+  toldSeq?: number
   filter?: EventFilter | undefined
   /** Stay past the end of the run. */
   follow: boolean
@@ -54,9 +56,9 @@ const TELL_CURSOR_SEQS = 20_000
 /** How many pieces are kept ready: about a page. */
 const LOOK_AHEAD_CHUNKS = 8
 
-export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: SubscriptionOptions): Subscription {
+export function subscribe({ hub, run, afterSeq, toldSeq = afterSeq, filter, follow, onReady }: SubscriptionOptions): Subscription {
   let cursor = afterSeq
-  let toldCursor = afterSeq
+  let toldCursor = toldSeq
   let page: TailPage | undefined
   let place = 0
   let aheadAfter: number | undefined
@@ -117,15 +119,16 @@ export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: Subsc
     const isStale = cursor < channel.headSeq || last.tick < channel.newsTick
     const ends = last.terminal && !follow && cursor === last.headSeq && !isStale
     if (isCaughtUp && !ends) return
-    const untold = untoldCursor()
+    // A reader that has all must know by its cursor that it has, or a browser comes back for ever.
+    const untold = filter || ends ? tellCursor() : undefined
     if (untold !== undefined) queue.push({ kind: 'cursor', seq: untold })
     if (!isCaughtUp) queue.push({ kind: 'caught_up', headSeq: cursor })
     isCaughtUp = true
     if (ends) queue.push({ kind: 'end', status: last.status, headSeq: last.headSeq })
   }
 
-  function untoldCursor(): number | undefined {
-    if (!filter || cursor <= toldCursor) return undefined
+  function tellCursor(): number | undefined {
+    if (cursor <= toldCursor) return undefined
     toldCursor = cursor
     return cursor
   }
@@ -200,7 +203,7 @@ export function subscribe({ hub, run, afterSeq, filter, follow, onReady }: Subsc
       return Math.max(channel.headSeq, cursor)
     },
     next,
-    untoldCursor,
+    untoldCursor: () => (filter ? tellCursor() : undefined),
     release() {
       page = undefined
       ahead = undefined

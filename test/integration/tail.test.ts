@@ -109,7 +109,9 @@ t.test('the tail of one run', async (t) => {
 
   await t.test('answers 204 to a reader that has everything of a finished run, unless it follows', async (t) => {
     const run = await runWith(database, 4, 'completed')
-    t.equal((await open(run, '?afterSeq=4')).status, 204)
+    const nothing = await open(run, '?afterSeq=4')
+    t.equal(nothing.status, 204)
+    t.match(nothing.headers['cache-control'], /no-cache/, 'a retry brings more')
     t.equal((await open(run, '', { 'last-event-id': '4' })).status, 204)
     const following = await open(run, '?afterSeq=4&follow=true')
     await caughtUp(following)
@@ -139,6 +141,16 @@ t.test('the tail of one run', async (t) => {
     t.same(seqs(resumed), upTo(6, 3))
     fresh.close()
     resumed.close()
+  })
+
+  await t.test('tells whoever has all of a finished run from its state where that is, so that a browser stops', async (t) => {
+    const run = await runWith(database, 5, 'completed')
+    const stream = await open(run, '?includeSnapshot=true')
+    await ends(stream)
+    t.same(named(stream), ['retry', 'snapshot', 'cursor', 'caught_up', 'end'])
+    const { id } = stream.frames[2] ?? {}
+    t.equal(id, '5')
+    t.equal((await open(run, '?includeSnapshot=true', { 'last-event-id': String(id) })).status, 204)
   })
 
   await t.test('beats with the head, and leaves the cursor alone', async (t) => {

@@ -72,11 +72,11 @@ export function streamRoutes({ log, hub, snapshotOf, config }: StreamRoutesDeps)
         const run = await find(request.access.workspaceId, request.params.id)
         const follow = request.query.follow === 'true'
         if (cursor !== undefined && cursor > run.lastSeq) throw cursorBeyondHead(run.id, cursor, run.lastSeq)
-        if (cursor === run.lastSeq && isTerminal(run.status) && !follow) return reply.code(204).send(null)
+        if (cursor === run.lastSeq && isTerminal(run.status) && !follow) return nothingMore(reply)
         if (request.method === 'HEAD') return headersOnly(reply)
         const snapshot = request.query.includeSnapshot === 'true' ? await snapshotOf(run) : undefined
         const snapshotJson = snapshot && `{"version":${snapshot.version},"schemaVersion":${snapshot.schemaVersion},"state":${snapshot.stateJson}}`
-        const runs = [{ run, afterSeq: cursor ?? snapshot?.version ?? 0, filter: filterOf(request.query), follow }]
+        const runs = [{ run, afterSeq: cursor ?? snapshot?.version ?? 0, toldSeq: cursor ?? 0, filter: filterOf(request.query), follow }]
         return open(reply, { runs, isCompound: false, snapshotJson, heartbeatMs })
       },
     )
@@ -101,7 +101,7 @@ export function streamRoutes({ log, hub, snapshotOf, config }: StreamRoutesDeps)
         const runs = found.map((run) => ({ run, afterSeq: cursors.get(run.id) ?? 0, filter: filterOf(request.query), follow }))
         for (const { run, afterSeq } of runs) if (afterSeq > run.lastSeq) throw cursorBeyondHead(run.id, afterSeq, run.lastSeq)
         const isAllRead = runs.every(({ run, afterSeq }) => isTerminal(run.status) && cursors.has(run.id) && afterSeq === run.lastSeq)
-        if (isAllRead && !follow) return reply.code(204).send(null)
+        if (isAllRead && !follow) return nothingMore(reply)
         if (request.method === 'HEAD') return headersOnly(reply)
         return open(reply, { runs, isCompound: true, heartbeatMs: request.query.heartbeatMs })
       },
@@ -111,6 +111,11 @@ export function streamRoutes({ log, hub, snapshotOf, config }: StreamRoutesDeps)
 
 function headersOnly(reply: FastifyReply) {
   return reply.headers(STREAM_HEADERS).send()
+}
+
+/** Not to be cached: a retry of the run brings more. */
+function nothingMore(reply: FastifyReply) {
+  return reply.code(204).header('cache-control', STREAM_HEADERS['cache-control']).send(null)
 }
 
 function filterOf(query: Pick<StreamQuery, 'types' | 'subject'>) {
