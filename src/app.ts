@@ -164,7 +164,7 @@ export async function buildApp({
     config,
     onAttempt: ({ outcome, durationMs }) => metrics.webhookAttemptSeconds.observe({ outcome }, durationMs / 1000),
   })
-  const lifecycle = createLifecycle({ sql, log, assertPlan: (plan) => assertCallable(plan, outbound) })
+  const lifecycle = createLifecycle({ sql, log, maxEventBytes: config.MAX_EVENT_BYTES, assertPossible: (plan) => assertCallable(plan, outbound) })
   const onStored = (format: string, events: number) => metrics.eventsAppended.inc({ format }, events)
   const attach = createAttach({ sql, log, outbound, config, logger, onStored, mask })
   const recovery = createRecovery({ sql, log, config, logger })

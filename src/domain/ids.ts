@@ -30,5 +30,8 @@ export function uuidv7(nowMs: number = Date.now()): string {
 /** What a client may choose as the id of a run: safe in a URL path, a file name and an SSE id. */
 export const RUN_ID_PATTERN = '^[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$'
 
+/** Of a new run. The others are parts of paths: /runs/compare, /runs/batch/cancel. */
+export const NEW_RUN_ID_PATTERN = `^(?!(?:batch|compare)$)${RUN_ID_PATTERN.slice(1)}`
+
 /** The workspace that exists from the first migration on. */
 export const DEFAULT_WORKSPACE_ID = '00000000-0000-7000-8000-000000000001'

@@ -1,6 +1,6 @@
 /** What a client sends to create a run: the native command, or the body of a macp RunDescriptor, which becomes one. */
 import { type Static, Type } from '@sinclair/typebox'
-import { RUN_ID_PATTERN } from './ids.js'
+import { NEW_RUN_ID_PATTERN, RUN_ID_PATTERN } from './ids.js'
 
 const name = Type.String({ minLength: 1, maxLength: 256 })
 const json = Type.Record(Type.String(), Type.Unknown())
@@ -30,7 +30,7 @@ export const CancelCallback = Type.Object(
 
 export const CreateRun = Type.Object(
   {
-    id: Type.Optional(Type.String({ pattern: RUN_ID_PATTERN, description: 'chosen by the client; without one the service makes a UUIDv7' })),
+    id: Type.Optional(Type.String({ pattern: NEW_RUN_ID_PATTERN, description: 'chosen by the client; without one the service makes a UUIDv7' })),
     name: Type.Optional(name),
     kind: Type.Optional(name),
     queue: Type.Optional(name),

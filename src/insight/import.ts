@@ -12,7 +12,7 @@ import { Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
 import type { Sql } from '../db/client.js'
 import type { CanonicalEvent } from '../domain/canonical-event.js'
-import { RUN_ID_PATTERN } from '../domain/ids.js'
+import { NEW_RUN_ID_PATTERN } from '../domain/ids.js'
 import { toUtc } from '../domain/time.js'
 import { RunplaneError } from '../errors.js'
 import { beginImport, type ImportedRun, type RunImport } from '../log/import.js'
@@ -69,7 +69,7 @@ const BATCH_EVENTS = 1000
 const BATCH_CHARS = 2_097_152
 /** What a process left behind that was killed. */
 const STALE_MS = 86_400_000
-const RUN_ID = new RegExp(RUN_ID_PATTERN)
+const RUN_ID = new RegExp(NEW_RUN_ID_PATTERN)
 
 const nullable = <T extends ReturnType<typeof Type.String> | ReturnType<typeof Type.Integer>>(schema: T) => Type.Optional(Type.Union([schema, Type.Null()]))
 /** What is read of run.json; the rest is folded from the events. */
@@ -93,7 +93,7 @@ const BundleRun = Type.Object({
 export function createImporter({ sql, reader, artifacts, folder, maxBytes, pauseMs }: ImporterDeps): Importer {
   return {
     async import(workspaceId, body, { as }) {
-      if (as !== undefined && !RUN_ID.test(as)) throw new RunplaneError('VALIDATION_ERROR', `'${as.slice(0, 200)}' is no id for a run: ${RUN_ID_PATTERN}.`)
+      if (as !== undefined && !RUN_ID.test(as)) throw new RunplaneError('VALIDATION_ERROR', `'${as.slice(0, 200)}' is no id for a run: ${NEW_RUN_ID_PATTERN}.`)
       const place = join(folder, randomUUID())
       await sweep(folder)
       await mkdir(place, { recursive: true })

@@ -12,11 +12,12 @@ import { RunplaneError } from '../errors.js'
 import type { GroupCommit } from '../log/group-commit.js'
 
 export interface Lifecycle {
-  /** @throws VALIDATION_ERROR for a run that cannot be, such as one with a source at an address that is refused. */
-  assertPlan(plan: RunPlan): void
+  /** Whether `create` would take it, as things are. @throws as `create` does. */
+  assertPlan(workspaceId: string, plan: RunPlan): Promise<void>
   /**
    * Creates the run, or finds the one that the same request created before.
-   * @throws IDEMPOTENCY_CONFLICT when its id or its idempotency key belongs to another request.
+   * @throws IDEMPOTENCY_CONFLICT when its id or its idempotency key belongs to another request, PAYLOAD_TOO_LARGE for one whose `run.created` would
+   * be more than an event may be, VALIDATION_ERROR for a run that cannot be, such as one with a source at an address that is refused.
    */
   create(workspaceId: string, plan: RunPlan): Promise<{ runId: string; created: boolean }>
 }
@@ -24,22 +25,52 @@ export interface Lifecycle {
 export function createLifecycle({
   sql,
   log,
+  maxEventBytes,
   now = Date.now,
-  assertPlan = () => {},
+  assertPossible = () => {},
 }: {
   sql: Sql
   log: GroupCommit
+  /** Of what is sent to create a run. */
+  maxEventBytes: number
   now?: () => number
-  assertPlan?: (plan: RunPlan) => void
+  assertPossible?: (plan: RunPlan) => void
 }): Lifecycle {
+  function hashOf(plan: RunPlan): string {
+    assertPossible(plan)
+    const text = textOf(plan)
+    const bytes = Buffer.byteLength(plan.descriptor ? JSON.stringify(plan.descriptor) : text)
+    if (bytes > maxEventBytes) {
+      const message = `A run of ${bytes} bytes is over the limit of ${maxEventBytes} bytes an event (setting MAX_EVENT_BYTES). Send large input as an artifact.`
+      throw new RunplaneError('PAYLOAD_TOO_LARGE', message)
+    }
+    return createHash('sha256').update(text).digest('hex')
+  }
+
+  /** The run that this request made before; undefined where it is new. @throws IDEMPOTENCY_CONFLICT */
+  async function madeBefore(workspaceId: string, { id, idempotencyKey }: RunPlan, hash: string): Promise<string | undefined> {
+    const rows = await sql<{ id: string; hash: string }[]>`
+      select id, encode(request_hash, 'hex') as hash from runs
+      where workspace_id = ${workspaceId} and (id = ${id ?? null} or idempotency_key = ${idempotencyKey ?? null})`
+    const [row] = rows
+    if (!row || (rows.length === 1 && row.hash === hash)) return row?.id
+    throw new RunplaneError(
+      'IDEMPOTENCY_CONFLICT',
+      rows.some((other) => other.id === id)
+        ? `There is a run '${id}' already, which was created by another request. Choose another id, or leave it out.`
+        : 'This Idempotency-Key was used to create another run. Use a new key for a new run.',
+    )
+  }
+
   return {
-    assertPlan,
+    async assertPlan(workspaceId, plan) {
+      await madeBefore(workspaceId, plan, hashOf(plan))
+    },
     async create(workspaceId, plan) {
-      assertPlan(plan)
+      const hash = hashOf(plan)
       const key = uuidv7(now())
       const id = plan.id ?? key
       const createdAt = new Date(now()).toISOString()
-      const hash = hashOf(plan)
       const outcome = await log.append({
         runKey: key,
         receivedAt: createdAt,
@@ -77,17 +108,9 @@ export function createLifecycle({
       })
       if (outcome.kind === 'done') return { runId: id, created: true }
       if (outcome.kind === 'refused') throw outcome.error
-      const rows = await sql<{ id: string; hash: string }[]>`
-        select id, encode(request_hash, 'hex') as hash from runs
-        where workspace_id = ${workspaceId} and (id = ${id} or idempotency_key = ${plan.idempotencyKey ?? null})`
-      const [row] = rows
-      if (rows.length === 1 && row?.hash === hash) return { runId: row.id, created: false }
-      throw new RunplaneError(
-        'IDEMPOTENCY_CONFLICT',
-        plan.id !== undefined && rows.some((other) => other.id === plan.id)
-          ? `There is a run '${id}' already, which was created by another request. Choose another id, or leave it out.`
-          : 'This Idempotency-Key was used to create another run. Use a new key for a new run.',
-      )
+      const before = await madeBefore(workspaceId, plan, hash)
+      if (before !== undefined) return { runId: before, created: false }
+      throw new RunplaneError('OVERLOADED', `The run '${id}' was deleted just now, while it was to be made. Try again.`, { headers: { 'retry-after': '1' } })
     },
   }
 }
@@ -120,11 +143,9 @@ function firstEvents(plan: RunPlan): DraftEvent[] {
   return events
 }
 
-/** SHA-256 (hex) of what was asked for, whatever the order of its keys, and whatever the Idempotency-Key that came with it. */
-function hashOf({ idempotencyKey: _, ...plan }: RunPlan): string {
-  return createHash('sha256')
-    .update(JSON.stringify(sorted(plan)))
-    .digest('hex')
+/** What was asked for, whatever the order of its keys, and whatever the Idempotency-Key that came with it. */
+function textOf({ idempotencyKey: _, ...plan }: RunPlan): string {
+  return JSON.stringify(sorted(plan))
 }
 
 function sorted(value: unknown): unknown {

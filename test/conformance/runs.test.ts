@@ -76,6 +76,20 @@ t.test('creating a run', async (t) => {
     isProblem(t, answer, 400, 'VALIDATION_ERROR')
     t.match(JSON.stringify(answer.body), 'colour')
   })
+  await t.test('refuses an id that is a part of a path', async (t) => {
+    for (const id of ['compare', 'batch']) isProblem(t, await client.post('/runs', { id }), 400, 'VALIDATION_ERROR')
+    t.equal((await client.post('/runs', { id: newId('compare') })).status, 201)
+  })
+  await t.test('refuses one that is larger than an event may be, in either form', async (t) => {
+    const large = 'x'.repeat(262_144)
+    for (const body of [{ input: large }, { metadata: { large } }, { runtime: { large }, session: {} }]) {
+      const answer = await client.post<Problem>('/runs', body)
+      isProblem(t, answer, 413, 'PAYLOAD_TOO_LARGE')
+      t.match(answer.body.detail, /262144 bytes.*MAX_EVENT_BYTES/)
+      t.match(await client.post('/runs/validate', body), { status: 200, body: { valid: false, errors: [{ path: 'body', message: /MAX_EVENT_BYTES/ }] } })
+    }
+    t.equal((await client.post('/runs', { input: 'x'.repeat(262_000) })).status, 201)
+  })
   await t.test('takes the body of a macp RunDescriptor', async (t) => {
     const answer = await client.post<RunRecord>('/runs', {
       mode: 'live',
@@ -105,6 +119,9 @@ t.test('POST /runs/validate only checks', async (t) => {
   const refused = await client.post<{ valid: boolean; errors: { path: string }[] }>('/runs/validate', called)
   t.match(refused.body, { valid: false, errors: [{ path: 'body/source/url' }, { path: 'body/cancelCallback/url' }] })
   isProblem(t, await client.post('/runs', called), 400, 'VALIDATION_ERROR')
+  await client.createRun({ id })
+  t.match((await client.post('/runs/validate', { id, name: 'n' })).body, { valid: false, errors: [{ path: 'body', message: /There is a run/ }] })
+  t.match((await client.post('/runs/validate', { id })).body, { valid: true }, 'a repeat is answered with the run')
   const bad = await client.post<{ valid?: boolean; errors?: unknown[] }>('/runs/validate', { id, name: 7 })
   t.ok(bad.status === 400 || (bad.status === 200 && bad.body.valid === false), `${bad.status} ${bad.text}`)
 })

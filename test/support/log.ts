@@ -33,7 +33,7 @@ export function logInstance(
     onCommitted: (batches) => committed.push(...batches),
     log: silent,
   })
-  const lifecycle = createLifecycle({ sql, log })
+  const lifecycle = createLifecycle({ sql, log, maxEventBytes: 262_144 })
   return {
     log,
     states,

@@ -94,7 +94,7 @@ export function attachedInstance(t: Teardown, database: Database, env: Record<st
     log: silent,
   })
   const attach = createAttach({ sql, log, outbound, config, logger, onStored: (format, events) => stored.push({ format, events }) })
-  const lifecycle = createLifecycle({ sql, log, assertPlan: (plan) => assertCallable(plan, outbound) })
+  const lifecycle = createLifecycle({ sql, log, maxEventBytes: config.MAX_EVENT_BYTES, assertPossible: (plan) => assertCallable(plan, outbound) })
   let closing: Promise<void> | undefined
   const close = () => {
     closing ??= (async () => {

@@ -86,7 +86,7 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
     },
     async (request) => {
       const errors = checkRun(request.body)
-      if (errors.length === 0) errors.push(...impossible(request.body))
+      if (errors.length === 0) errors.push(...(await impossible(request.access.workspaceId, request.body)))
       return { valid: errors.length === 0, errors, warnings: [] }
     },
   )
@@ -175,12 +175,12 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
   )
 
   /** What is well-formed and yet cannot be. */
-  function impossible(body: unknown): ProblemField[] {
+  async function impossible(workspaceId: string, body: unknown): Promise<ProblemField[]> {
     try {
-      lifecycle.assertPlan(planRun(body))
+      await lifecycle.assertPlan(workspaceId, planRun(body))
       return []
     } catch (error) {
-      if (error instanceof RunplaneError && error.errors) return error.errors
+      if (error instanceof RunplaneError && error.status < 500) return error.errors ?? [{ path: 'body', message: error.message }]
       throw error
     }
   }

@@ -1,6 +1,6 @@
 /** Commands on the wire. Unknown fields are refused. */
 import { type Static, Type } from '@sinclair/typebox'
-import { RUN_ID_PATTERN } from '../../domain/ids.js'
+import { NEW_RUN_ID_PATTERN, RUN_ID_PATTERN } from '../../domain/ids.js'
 import { RUN_STATUSES } from '../../domain/run.js'
 import { CreateRun } from '../../domain/run-request.js'
 import { ERROR_CATALOGUE, type ErrorCode } from '../../errors.js'
@@ -21,7 +21,7 @@ export const Retry = Type.Object(
     as: Type.Optional(
       Type.Union([Type.Literal('same'), Type.Literal('new')], { default: 'same', description: 'a new attempt of this run, or a new run that is linked to it' }),
     ),
-    id: Type.Optional({ ...runId, description: 'of the new run, with as: "new"' }),
+    id: Type.Optional(Type.String({ pattern: NEW_RUN_ID_PATTERN, description: 'of the new run, with as: "new"' })),
     delayMs: Type.Optional(Type.Integer({ minimum: 0, maximum: 31_536_000_000, description: 'not handed out by its queue before' })),
   },
   { ...closed, $id: 'Retry' },
