@@ -42,7 +42,7 @@ import { replayRoutes } from './http/routes/replay.js'
 import { runsRoutes } from './http/routes/runs.js'
 import { streamRoutes } from './http/routes/stream.js'
 import { webhooksRoutes } from './http/routes/webhooks.js'
-import { AppendAnswer } from './http/schemas/append.js'
+import { AppendAnswer, ExplainAnswer, PostedEvent } from './http/schemas/append.js'
 import { serverOptions } from './http/server-options.js'
 import { createMask, NO_MASK } from './ingest/mask.js'
 import { createArtifacts } from './insight/artifacts.js'
@@ -234,7 +234,7 @@ export async function buildApp({
   await app.register(docsPlugin)
 
   app.addSchema(CanonicalEventSchema)
-  app.addSchema(AppendAnswer)
+  for (const schema of [AppendAnswer, PostedEvent, ExplainAnswer]) app.addSchema(schema)
   await app.register(runsRoutes, { sql, lifecycle, runStates, runKeys })
   await app.register(queueRoutes, { sql, claims, leases, runKeys })
   await app.register(appendRoutes, { config, log, runKeys, mask, metrics })

@@ -14,6 +14,7 @@ interface Operation {
   summary?: string
   tags?: string[]
   security?: unknown[]
+  requestBody?: { content: Record<string, { schema: object }> }
   responses: Record<string, { description: string; content?: Record<string, unknown> }>
 }
 interface OpenApi {
@@ -110,4 +111,15 @@ t.test('the page for people is served from here, and loads nothing from elsewher
   for (const source of sources) t.equal((await app.inject(source)).statusCode, 200, source)
   const settings = await app.inject('/docs/static/swagger-initializer.js')
   t.match(settings.body, /"validatorUrl":null/)
+})
+
+t.test('what a route reads and checks itself is documented as well', async (t) => {
+  const bodyOf = (wanted: string) => operations.find(({ name }) => name === wanted)?.operation.requestBody?.content ?? {}
+  for (const name of ['POST /runs/{id}/events', 'POST /ingest/explain']) {
+    t.same(Object.keys(bodyOf(name)), ['application/json', 'application/x-ndjson'], name)
+    t.match(bodyOf(name)['application/json']?.schema, { anyOf: [{ $ref: '#/components/schemas/PostedEvent' }] }, name)
+  }
+  t.match(document.components.schemas.PostedEvent, { properties: { type: {}, data: {}, subject: {} } })
+  t.same(Object.keys(bodyOf('POST /runs/import')), ['application/zip', 'application/x-ndjson', 'application/json'])
+  t.same(Object.keys(bodyOf('POST /runs/{id}/artifacts')), ['application/json', '*/*'])
 })

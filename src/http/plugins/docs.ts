@@ -4,10 +4,17 @@
  */
 import { STATUS_CODES } from 'node:http'
 import swagger from '@fastify/swagger'
-import type { FastifyInstance, FastifySchema } from 'fastify'
+import type { FastifyContextConfig, FastifyInstance, FastifySchema } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
 import { VERSION } from '../../ops/version.js'
 import { PROBLEM_CONTENT_TYPE, Problem } from '../schemas/problem.js'
+
+declare module 'fastify' {
+  interface FastifyContextConfig {
+    /** What the body may be, by content type, where the route reads and checks it itself: for the document only. */
+    body?: Readonly<Record<string, { schema: object }>>
+  }
+}
 
 const TAGS = [
   { name: 'events', description: 'Post events, read them' },
@@ -41,13 +48,13 @@ export const docsPlugin = fastifyPlugin(
         security: [{ key: [] }],
       },
       refResolver: { buildLocalReference: (json, _baseUri, _fragment, index) => (typeof json.$id === 'string' ? json.$id : `def-${index}`) },
-      transform: ({ schema, url, route }) => ({ url, schema: schema?.hide ? schema : documented(schema ?? {}, route.config?.role) }),
+      transform: ({ schema, url, route }) => ({ url, schema: schema?.hide ? schema : documented(schema ?? {}, route.config) }),
     })
   },
   { name: 'docs' },
 )
 
-function documented(schema: FastifySchema, role: string | undefined): FastifySchema {
+function documented(schema: FastifySchema, { role, body }: Pick<FastifyContextConfig, 'role' | 'body'> = {}): FastifySchema {
   const problem = (description: string) => ({ description, content: { [PROBLEM_CONTENT_TYPE]: { schema: { $ref: 'Problem#' } } } })
   const response = Object.entries(schema.response ?? {}).map(([status, answer]: [string, object]) => [
     status,
@@ -55,6 +62,7 @@ function documented(schema: FastifySchema, role: string | undefined): FastifySch
   ])
   return {
     ...schema,
+    ...(body && { body: { content: body } }),
     description: [schema.description, role && `Needs the role ${role}.`].filter(Boolean).join('\n\n'),
     response: {
       ...Object.fromEntries(response),

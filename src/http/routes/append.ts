@@ -7,7 +7,6 @@
 import { createHash } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import { Type } from '@sinclair/typebox'
 import type { Config } from '../../config.js'
 import { RunplaneError, runNotFound } from '../../errors.js'
 import { explain } from '../../ingest/explain.js'
@@ -20,7 +19,7 @@ import type { GroupCommit } from '../../log/group-commit.js'
 import type { RunKeys } from '../../log/run-keys.js'
 import type { Metrics } from '../../ops/metrics.js'
 import { createTally } from '../append-tally.js'
-import { AppendAnswer, type AppendHeaders, AppendHeaders as AppendHeadersSchema, AppendQuery } from '../schemas/append.js'
+import { AppendAnswer, type AppendHeaders, AppendHeaders as AppendHeadersSchema, AppendQuery, EventsBody, ExplainAnswer } from '../schemas/append.js'
 import { reference } from '../schemas/reference.js'
 import { RunParams } from '../schemas/run.js'
 
@@ -48,7 +47,7 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
   app.post(
     '/runs/:id/events',
     {
-      config: { role: 'member' },
+      config: { role: 'member', body: EventsBody },
       schema: {
         operationId: 'postEvents',
         tags: ['events'],
@@ -108,13 +107,13 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
   app.post(
     '/ingest/explain',
     {
-      config: { role: 'guest' },
+      config: { role: 'guest', body: EventsBody },
       schema: {
         operationId: 'explainIngest',
         tags: ['events'],
         summary: 'Show what a payload would become, without storing it',
         querystring: AppendQuery,
-        response: { 200: Type.Unknown() },
+        response: { 200: reference(ExplainAnswer) },
       },
     },
     async (request) => {

@@ -19,7 +19,7 @@ import { normalizeItem } from '../../ingest/normalize.js'
 import type { Artifacts } from '../../insight/artifacts.js'
 import type { GroupCommit } from '../../log/group-commit.js'
 import type { LogReader } from '../../log/read.js'
-import { ArtifactCommand, ArtifactList, ArtifactQuery, ContentParams, ListArtifactsQuery, StoredArtifact } from '../schemas/artifacts.js'
+import { ArtifactBody, ArtifactCommand, ArtifactList, ArtifactQuery, ContentParams, ListArtifactsQuery, StoredArtifact } from '../schemas/artifacts.js'
 import { reference } from '../schemas/reference.js'
 import { RunParams } from '../schemas/run.js'
 
@@ -50,7 +50,7 @@ export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = a
   app.post(
     '/runs/:id/artifacts',
     {
-      config: { role: 'member', streamed: true },
+      config: { role: 'member', streamed: true, body: ArtifactBody },
       schema: {
         operationId: 'createArtifact',
         tags: ['insight'],
@@ -62,8 +62,6 @@ export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = a
           'idempotency-key': Type.Optional(Type.String({ minLength: 1, maxLength: 255 })),
           'x-worker-id': Type.Optional(Type.String({ minLength: 1, maxLength: 256 })),
         }),
-        // A stream, which is content or checked by hand.
-        body: Type.Unsafe<unknown>({ anyOf: [{ $ref: 'ArtifactCommand#' }, { description: 'the content, of any type' }] }),
         response: { 200: reference(StoredArtifact), 201: reference(StoredArtifact) },
       },
     },

@@ -37,6 +37,10 @@ const ExportQuery = Type.Object({
   eventLimit: Type.Optional(Type.Integer({ minimum: 1, maximum: Number.MAX_SAFE_INTEGER, description: 'another name of `limit`' })),
 })
 
+const BundleBody = Object.fromEntries(
+  ['application/zip', 'application/x-ndjson', 'application/json'].map((type) => [type, { schema: { description: 'a bundle, as it was exported' } }]),
+)
+
 const EXPORT_ANSWER = {
   description: 'The bundle. See docs/BUNDLES.md.',
   content: {
@@ -108,7 +112,7 @@ export function bundlesRoutes({ exporter, importer, mask }: BundlesRoutesDeps): 
       app.post(
         '/runs/import',
         {
-          config: { role: 'member', streamed: true, gzip: true },
+          config: { role: 'member', streamed: true, gzip: true, body: BundleBody },
           schema: {
             operationId: 'importRun',
             tags: ['insight'],

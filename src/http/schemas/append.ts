@@ -1,10 +1,28 @@
 /** `POST /runs/:id/events`: what is asked and what is answered. */
 import { type Static, Type } from '@sinclair/typebox'
 import { ERROR_CATALOGUE, type ErrorCode } from '../../errors.js'
+import { NativeEvent } from '../../ingest/formats/native.js'
 
 export const AppendQuery = Type.Object({
   format: Type.Optional(Type.String({ description: 'the ingest format, where the content type does not tell: native, jobs, macp' })),
 })
+
+export const PostedEvent = { ...NativeEvent, $id: 'PostedEvent', description: 'an event in the native format; fields that are not named here are kept' }
+const events = { type: 'array', minItems: 1, items: { $ref: 'PostedEvent#' } }
+/** Cut and checked by ingest/, an item at a time. */
+export const EventsBody = {
+  'application/json': {
+    schema: {
+      anyOf: [
+        { $ref: 'PostedEvent#' },
+        events,
+        { type: 'object', required: ['events'], additionalProperties: false, properties: { events } },
+        { type: ['object', 'array'], description: 'with `format`: an item of that format, or an array of them' },
+      ],
+    },
+  },
+  'application/x-ndjson': { schema: { type: 'string', description: 'an event a line, without a limit of length' } },
+}
 
 const wholeNumber = Type.String({ pattern: '^(0|[1-9][0-9]{0,15})$' })
 
@@ -47,3 +65,26 @@ export const AppendAnswer = Type.Object(
   { $id: 'AppendAnswer' },
 )
 export type AppendAnswer = Static<typeof AppendAnswer>
+
+export const ExplainAnswer = Type.Object(
+  {
+    format: Type.String(),
+    version: Type.Integer({ description: 'of the format' }),
+    wouldStore: Type.Integer({ minimum: 0 }),
+    rejected: Type.Integer({ minimum: 0 }),
+    unmapped: Type.Integer({ minimum: 0, description: 'what would become raw.received' }),
+    results: Type.Array(
+      Type.Object({
+        index: Type.Integer({ minimum: 0 }),
+        status: Type.Union([Type.Literal('would_store'), Type.Literal('rejected')]),
+        rawType: Type.Optional(Type.String()),
+        eventId: Type.Optional(Type.String()),
+        source: Type.Optional(Type.Object({ kind: Type.String(), name: Type.String() })),
+        events: Type.Optional(Type.Array(Type.Unknown(), { description: 'canonical events, as far as they are known before they are stored' })),
+        code: Type.Optional(Type.Unsafe<ErrorCode>({ type: 'string', enum: Object.keys(ERROR_CATALOGUE) })),
+        detail: Type.Optional(Type.String()),
+      }),
+    ),
+  },
+  { $id: 'ExplainAnswer' },
+)

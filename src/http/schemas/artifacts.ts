@@ -37,6 +37,12 @@ export const ArtifactCommand = Type.Object(
 )
 export type ArtifactCommand = Static<typeof ArtifactCommand>
 
+/** A stream, which is content or checked by hand. */
+export const ArtifactBody = {
+  'application/json': { schema: { $ref: 'ArtifactCommand#' } },
+  '*/*': { schema: { description: 'the content, of any type' } },
+}
+
 const listed = {
   artifactId: Type.String(),
   name: Type.Optional(Type.String()),
