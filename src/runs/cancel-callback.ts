@@ -86,7 +86,7 @@ export function createCancelCallbacks(deps: CancelCallbacksDeps): CancelCallback
     while (!aborter.signal.aborted) {
       const due = await sql<Due[]>`
         with due as (
-          select run_key from cancel_callbacks where ended_at is null and next_at <= clock_timestamp() order by next_at limit ${ROUND} for update skip locked
+          select run_key from cancel_callbacks where ended_at is null and next_at <= statement_timestamp() order by next_at limit ${ROUND} for update skip locked
         )
         update cancel_callbacks c set attempts = attempts + 1, next_at = clock_timestamp() + ${timeoutMs * 2}::int * interval '1 ms'
         from due left join runs r on r.key = due.run_key where c.run_key = due.run_key

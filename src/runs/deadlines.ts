@@ -41,7 +41,7 @@ export function startDeadlines(deps: {
       order by random() limit ${ROUND_RUNS}`
     await Promise.all(cancelling.map(({ key }) => end(key, (run, place) => decideForcedCancel(run, place, cancelGraceMs))))
     const expired = await sql<{ key: string }[]>`
-      select key from runs where ttl_expires_at <= clock_timestamp() order by random() limit ${ROUND_RUNS}`
+      select key from runs where ttl_expires_at <= statement_timestamp() order by random() limit ${ROUND_RUNS}`
     await Promise.all(expired.map(({ key }) => end(key, decideExpiry)))
   }
 

@@ -3,6 +3,7 @@
  *
  * A loop on every instance finds leases that ran out, runs whose time has come, and reservations that nobody turned into a claim. What
  * becomes of a run is decided under its lock, so that several instances may find the same: the second one decides that there is nothing to do.
+ * They are looked for by the time of the statement: an index cannot be searched by `clock_timestamp()`, which may be another one for each row.
  * A heartbeat is no event: it moves the row's lease on, if the row says that the worker holds it at that moment.
  */
 import type { BaseLogger } from 'pino'
@@ -64,7 +65,7 @@ export function createLeases({ sql, log, defaults, checkMs, logger, onArrived }:
     for (let count = BATCH; count === BATCH; ) {
       const rows = await sql<QueueRow[]>`
         with due as materialized (
-          select key from runs where status = 'queued' and queue is not null and available_at is not null and available_at <= clock_timestamp()
+          select key from runs where status = 'queued' and queue is not null and available_at is not null and available_at <= statement_timestamp()
           order by available_at limit ${BATCH} for update skip locked
         )
         update runs set available_at = null where key in (select key from due) returning workspace_id, queue`
@@ -99,7 +100,7 @@ export function createLeases({ sql, log, defaults, checkMs, logger, onArrived }:
 
   async function undoReservations(): Promise<void> {
     const rows = await sql<QueueRow[]>`
-      with lapsed as materialized (select key from runs where reserved_until < clock_timestamp() limit ${BATCH} for update skip locked)
+      with lapsed as materialized (select key from runs where reserved_until < statement_timestamp() limit ${BATCH} for update skip locked)
       update runs set reserved_until = null where key in (select key from lapsed) returning workspace_id, queue`
     tell(rows)
   }
@@ -120,7 +121,7 @@ export function createLeases({ sql, log, defaults, checkMs, logger, onArrived }:
     for (let count = BATCH; count === BATCH && !isClosed; ) {
       // Those that are locked just now are being changed: the next round looks again.
       const rows = await sql<{ key: string; id: string }[]>`
-        select key, id from runs where lease_expires_at <= clock_timestamp() order by lease_expires_at limit ${BATCH} for update skip locked`
+        select key, id from runs where lease_expires_at <= statement_timestamp() order by lease_expires_at limit ${BATCH} for update skip locked`
       count = rows.length
       const ended = await Promise.allSettled(rows.map((run) => expireOne(run)))
       for (const [index, result] of ended.entries()) {
