@@ -1,13 +1,13 @@
 /**
  * What an export is made of: one run as of its head when the export begins. What comes later is not in it; what is there does not change.
- * Events are read in keyset pages, one ahead of what is written, so that a slow reader holds no connection and at most two pages.
+ * Events are read in keyset pages, a few ahead of what is written, so that a slow reader holds no connection and no more pages than these.
  */
 import { setImmediate } from 'node:timers/promises'
 import type { Sql } from '../db/client.js'
 import type { CanonicalEvent } from '../domain/canonical-event.js'
 import { RunplaneError, runNotFound } from '../errors.js'
 import type { Mask } from '../ingest/mask.js'
-import type { LogReader } from '../log/read.js'
+import { type LogReader, rawName } from '../log/read.js'
 import { PROJECTION_SCHEMA_VERSION, viewState } from '../projections/fold.js'
 import type { LlmFold } from '../projections/sections/llm.js'
 import { type RunTableRow, recordColumns, toRecord } from '../runs/record.js'
@@ -74,8 +74,16 @@ export interface ExportSourceDeps {
 
 const PAGE_EVENTS = 500
 const PAGE_BYTES = 262_144
+/** Asked for at once. */
+const PAGES_AHEAD = 3
 /** A run that is written all the time is folded at the head of its row, rather than met at rest. */
 const TRIES = 3
+
+interface PagedLog {
+  /** By which the sizes of its events are known. */
+  name: string
+  read(after: number, limit: number, maxBytes: number): Promise<Buffer[]>
+}
 
 export type ExportSource = ReturnType<typeof createExportSource>
 
@@ -103,21 +111,36 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
     return { from: Math.max(first, row.first_raw_seq), to: Math.min(last, row.last_raw_seq), head: row.last_raw_seq }
   }
 
-  async function* pages(subject: ExportSubject, range: EventRange, read: (after: number, limit: number) => Promise<Buffer[]>): AsyncGenerator<Buffer[]> {
-    const fetch = (after: number) => {
-      if (after >= range.to) return undefined
-      const page = read(after, Math.min(PAGE_EVENTS, range.to - after))
-      // Whoever stops in between never asks how it ended.
-      page.catch(() => {})
-      return page
+  /**
+   * Seqs have no gaps, so that pages can be asked for before those before them have come: the database reads while this process hashes and writes.
+   * Where events are too large, or their size is not known yet, one is.
+   */
+  async function* pages(subject: ExportSubject, range: EventRange, log: PagedLog): AsyncGenerator<Buffer[]> {
+    const ahead: { after: number; page: Promise<Buffer[]> }[] = []
+    let asked = range.from - 1
+    const ask = () => {
+      while (asked < range.to) {
+        const known = reader.pageLimit(log.name, PAGE_EVENTS, PAGE_BYTES)
+        if (ahead.length >= (known === undefined ? 1 : PAGES_AHEAD)) break
+        const limit = Math.min(known ?? PAGE_EVENTS, range.to - asked)
+        const page = log.read(asked, limit, known === undefined ? PAGE_BYTES : 4 * PAGE_BYTES)
+        // Whoever stops in between never asks how it ended.
+        page.catch(() => {})
+        ahead.push({ after: asked, page })
+        asked += limit
+      }
     }
-    let after = range.from - 1
-    let next = fetch(after)
-    while (next) {
-      const page = await next
+    for (let after = range.from - 1; after < range.to; ) {
+      ask()
+      const page = (await ahead.shift()?.page) ?? []
       if (page.length === 0) throw new RunplaneError('RUN_NOT_FOUND', `Events of run '${subject.runId}' were deleted while it was exported.`)
       after += page.length
-      next = fetch(after)
+      if (after !== (ahead[0]?.after ?? asked)) {
+        // Cut, for its events are larger than those before: what was asked for is not what comes next.
+        ahead.length = 0
+        asked = after
+      }
+      ask()
       // The driver sends in a turn of its own: now, so that the database works while this page does.
       await setImmediate()
       yield page
@@ -162,12 +185,12 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
     async *canonical(subject: ExportSubject): AsyncGenerator<Buffer[]> {
       const { redactor, canonical, runKey } = subject
       if (!canonical) return
-      const read = async (afterSeq: number, limit: number) => {
-        const page = await reader.pageOfEvents({ runKey, afterSeq, limit, maxBytes: PAGE_BYTES })
+      const read = async (afterSeq: number, limit: number, maxBytes: number) => {
+        const page = await reader.pageOfEvents({ runKey, afterSeq, limit, maxBytes })
         // Fewer than the seqs that it goes over: retention has been there.
         return page && page.scannedTo === afterSeq + page.count ? page.items : []
       }
-      for await (const page of pages(subject, canonical, read)) {
+      for await (const page of pages(subject, canonical, { name: runKey, read })) {
         yield redactor ? page.map((item) => Buffer.from(JSON.stringify(redactor.event(JSON.parse(item.toString()) as CanonicalEvent)))) : page
       }
     },
@@ -194,11 +217,14 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
       return (await runStates.fold({ key: runKey, id: runId }, canonical.from - 1)).folds.llm
     },
 
-    raw: (subject: ExportSubject): AsyncIterable<Buffer[]> =>
-      pages(subject, subject.raw ?? { from: 1, to: 0, head: 0 }, async (afterRawSeq, limit) => {
-        const { lines, lastRawSeq } = await reader.pageOfRawLines({ runKey: subject.runKey, afterRawSeq, limit, maxBytes: PAGE_BYTES })
+    raw(subject: ExportSubject): AsyncIterable<Buffer[]> {
+      const { runKey, raw = { from: 1, to: 0, head: 0 } } = subject
+      const read = async (afterRawSeq: number, limit: number, maxBytes: number) => {
+        const { lines, lastRawSeq } = await reader.pageOfRawLines({ runKey, afterRawSeq, limit, maxBytes })
         return lastRawSeq === afterRawSeq + lines.length ? lines : []
-      }),
+      }
+      return pages(subject, raw, { name: rawName(runKey), read })
+    },
 
     async artifact(subject: ExportSubject, sha256: string): Promise<AsyncIterable<Buffer>> {
       const found = await artifacts.open(subject.workspaceId, sha256)

@@ -107,6 +107,9 @@ const FRAME_BYTES = FRAME.start.length + FRAME.middle.length + FRAME.end.length
 
 const number = (bytes: Buffer | null | undefined) => (bytes ? Number(bytes.toString('latin1')) : 0)
 
+/** By which the sizes of a run's raw events are known. */
+export const rawName = (runKey: string) => `raw ${runKey}`
+
 export function createLogReader({ sql }: { sql: Sql }) {
   /** Bytes of the events of a run's last page. */
   const sizes = new Map<string, EventSizes>()
@@ -188,6 +191,13 @@ export function createLogReader({ sql }: { sql: Sql }) {
   }
 
   return {
+    /** How many events make a page of some `maxBytes`; undefined where that is not known, or they are too large to be sure. @param name see `rawName`, or the run's key */
+    pageLimit(name: string, most: number, maxBytes: number): number | undefined {
+      const known = sizes.get(name)
+      const limit = fitting(known, most, maxBytes)
+      return areSmall(known, limit, maxBytes) ? limit : undefined
+    },
+
     async findRun(workspaceId: string, runId: string): Promise<RunHead | undefined> {
       const [row] =
         await sql`select key, status, last_seq, last_raw_seq, first_seq, first_raw_seq from runs where workspace_id = ${workspaceId} and id = ${runId}`
@@ -271,7 +281,7 @@ export function createLogReader({ sql }: { sql: Sql }) {
      */
     async pageOfRawLines({ runKey, afterRawSeq, limit: most, maxBytes }: { runKey: string; afterRawSeq: number; limit: number; maxBytes: number }) {
       const lines: Buffer[] = []
-      const known = sizes.get(`raw ${runKey}`)
+      const known = sizes.get(rawName(runKey))
       const limit = fitting(known, most, maxBytes)
       const rows = sql`select * from run_events_raw where run_key = ${runKey} and raw_seq > ${afterRawSeq} order by raw_seq limit ${limit}`
       const found = areSmall(known, limit, maxBytes)
@@ -296,7 +306,7 @@ export function createLogReader({ sql }: { sql: Sql }) {
           bytes += line.length
           if (line.length > largestBytes) largestBytes = line.length
         })
-      remember(`raw ${runKey}`, largestBytes, bytes, lines.length)
+      remember(rawName(runKey), largestBytes, bytes, lines.length)
       const last = lines.at(-1)
       return { lines, lastRawSeq: last ? number(last.subarray('{"rawSeq":'.length, last.indexOf(0x2c))) : afterRawSeq }
     },
