@@ -143,6 +143,8 @@ t.test('the descriptor says where the stream and the states are', async (t) => {
   const state = await client.get<StateAnswer>(`${described.body.stateUrl}?seq=4`)
   t.match(state.body, { runId, version: 4 })
   t.same(state.body, await client.state(runId, '?seq=4'))
+  const again = await client.get(`${described.body.stateUrl}?seq=4`, { 'if-none-match': state.headers.get('etag') ?? '' })
+  t.equal(again.status, 304)
   const plain = await client.post<Descriptor>(`/runs/${runId}/replay`)
   t.match(plain.body, { mode: 'instant', speed: 1, fromSeq: 1, toSeq: 11 }, 'without a body: all of it, at once')
 })

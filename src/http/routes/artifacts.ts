@@ -19,6 +19,7 @@ import { normalizeItem } from '../../ingest/normalize.js'
 import type { Artifacts } from '../../insight/artifacts.js'
 import type { GroupCommit } from '../../log/group-commit.js'
 import type { LogReader } from '../../log/read.js'
+import { isKnown } from '../etag.js'
 import { ArtifactBody, ArtifactCommand, ArtifactList, ArtifactQuery, ContentParams, ListArtifactsQuery, StoredArtifact } from '../schemas/artifacts.js'
 import { reference } from '../schemas/reference.js'
 import { RunParams } from '../schemas/run.js'
@@ -145,7 +146,7 @@ export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = a
       if (!found) throw new RunplaneError('NOT_FOUND', `Run '${id}' has no content with this SHA-256 here. GET /runs/${id}/artifacts lists what there is.`)
       const etag = `"${sha256}"`
       reply.header('etag', etag).header('cache-control', 'private, max-age=31536000, immutable')
-      if (request.headers['if-none-match']?.includes(etag)) {
+      if (isKnown(request.headers['if-none-match'], etag)) {
         found.body.destroy()
         return reply.code(304).send(undefined)
       }

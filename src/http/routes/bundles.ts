@@ -7,6 +7,7 @@ import { RunplaneError } from '../../errors.js'
 import type { Mask } from '../../ingest/mask.js'
 import type { Exporter, ExportOptions } from '../../insight/export.js'
 import type { Importer } from '../../insight/import.js'
+import { isKnown } from '../etag.js'
 import { reference } from '../schemas/reference.js'
 import { RunParams } from '../schemas/run.js'
 
@@ -160,8 +161,4 @@ function acceptsGzip(header: string | undefined): boolean {
     const [coding = '', ...parameters] = part.split(';').map((text) => text.trim().toLowerCase())
     return (coding === 'gzip' || coding === 'x-gzip' || coding === '*') && !parameters.some((parameter) => /^q=0(\.0*)?$/.test(parameter))
   })
-}
-
-function isKnown(header: string | undefined, etag: string): boolean {
-  return header !== undefined && (header.trim() === '*' || header.split(',').some((tag) => tag.trim().replace(/^W\//, '') === etag))
 }

@@ -10,6 +10,7 @@ import type { RunStates } from '../../runs/state.js'
 import { cursorBeyondHead, parseCursor } from '../../tail/cursor.js'
 import type { Hub } from '../../tail/hub.js'
 import { STREAM_HEADERS } from '../../tail/sse.js'
+import { isKnown } from '../etag.js'
 import { StreamHeaders } from '../schemas/reading.js'
 import { reference } from '../schemas/reference.js'
 import { ReplayDescriptor, ReplayQuery, ReplayRequest, ReplayStreamAnswer } from '../schemas/replay.js'
@@ -130,13 +131,16 @@ export function replayRoutes({ log, hub, runStates, config }: ReplayRoutesDeps):
           summary: 'The state of a run as it was after an event',
           params: RunParams,
           querystring: StateQuery,
-          response: { 200: Type.Unsafe<string>({ $ref: 'RunStateAnswer#' }) },
+          headers: Type.Object({ 'if-none-match': Type.Optional(Type.String()) }),
+          response: { 200: Type.Unsafe<string>({ $ref: 'RunStateAnswer#' }), 304: Type.Unsafe<undefined>({ type: 'null', description: 'as it was' }) },
         },
       },
       async (request, reply) => {
         const run = await find(request.access.workspaceId, request.params.id)
         const answer = await runStates.read(run, request.query.seq)
-        reply.header('etag', `"${answer.version}"`).header('cache-control', 'no-cache')
+        const etag = `"${answer.version}"`
+        reply.header('etag', etag).header('cache-control', 'no-cache')
+        if (isKnown(request.headers['if-none-match'], etag)) return reply.code(304).send(undefined)
         return reply.type('application/json; charset=utf-8').send(stateText(run.id, answer))
       },
     )

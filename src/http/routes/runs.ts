@@ -10,6 +10,7 @@ import type { Lifecycle } from '../../runs/lifecycle.js'
 import { listRuns } from '../../runs/list.js'
 import { getRun, RunRecord } from '../../runs/record.js'
 import type { RunStates, StateAnswer } from '../../runs/state.js'
+import { isKnown } from '../etag.js'
 import { checkRun, planRun } from '../run-plan.js'
 import { reference } from '../schemas/reference.js'
 import { ListRunsQuery, RunParams, StateQuery } from '../schemas/run.js'
@@ -145,12 +146,13 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
       const answer = await runKeys.use(request.access.workspaceId, id, async (key) => {
         if (known !== undefined && seq === undefined) {
           const [row] = await sql<{ last_seq: number }[]>`select last_seq from runs where key = ${key}`
-          if (row && matches(known, row.last_seq)) return { version: row.last_seq }
+          if (row && isKnown(known, `"${row.last_seq}"`)) return { version: row.last_seq }
         }
         return runStates.read({ key, id }, seq)
       })
-      reply.header('etag', `"${answer.version}"`).header('cache-control', 'no-cache')
-      if (!('stateJson' in answer) || (known !== undefined && matches(known, answer.version))) return reply.code(304).send(undefined)
+      const etag = `"${answer.version}"`
+      reply.header('etag', etag).header('cache-control', 'no-cache')
+      if (!('stateJson' in answer) || isKnown(known, etag)) return reply.code(304).send(undefined)
       return reply.type(JSON_TYPE).send(stateText(id, answer))
     },
   )
@@ -189,11 +191,6 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
 /** The answer as text: going through objects again would cost more than folding the state. */
 export function stateText(runId: string, { version, schemaVersion, stateJson }: StateAnswer): string {
   return `{"runId":${JSON.stringify(runId)},"version":${version},"schemaVersion":${schemaVersion},"state":${stateJson}}`
-}
-
-/** If-None-Match: `*`, or a list of tags, weak or strong (RFC 9110, section 13.1.2). */
-function matches(header: string, version: number): boolean {
-  return header.trim() === '*' || header.split(',').some((tag) => tag.trim().replace(/^W\//, '') === `"${version}"`)
 }
 
 export function listOf(text: string | undefined): string[] | undefined {
