@@ -89,6 +89,8 @@ t.test('artifacts', async (t) => {
     }
     const asItIs = await post('/runs/made/artifacts?mediaType=application/json', '{ "a": 1 }', { 'content-type': 'application/json' })
     t.equal((await get(String(asItIs.body.uri))).bytes.toString(), '{ "a": 1 }')
+    await post('/runs/made/artifacts?mediaType=text/x-other', '{ "a": 1 }')
+    t.match((await list('made')).data.slice(-2), [{ mediaType: 'application/json' }, { mediaType: 'text/x-other' }], 'each as it was told, of one content')
   })
 
   await t.test('the log tells of each, and the list what is here', async (t) => {
@@ -100,7 +102,7 @@ t.test('artifacts', async (t) => {
       },
     )
     const { data } = await list('made')
-    t.equal(data.length, 8)
+    t.equal(data.length, 9)
     t.match(data[0], { name: 'notes.txt', stored: true, bytes: 12, mediaType: 'text/plain' })
     t.match(data.at(-1), { artifactId: 'told', stored: false, uri: 'https://x/y.png' })
   })
