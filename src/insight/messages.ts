@@ -39,6 +39,7 @@ export const Message = Type.Object(
     name: text,
     channel: text,
     text: Type.Optional(Type.String({ description: 'put together where it was told piece by piece' })),
+    reasoning: Type.Optional(Type.String({ description: 'that was told piece by piece beside the text' })),
     truncated: Type.Optional(Type.Boolean({ description: 'there is more text in the log' })),
     content: Type.Optional(Type.Unknown({ description: 'as it was told, where it is no text' })),
     payload: Type.Optional(Type.Unknown()),
@@ -47,6 +48,12 @@ export const Message = Type.Object(
   { $id: 'Message' },
 )
 export type Message = Static<typeof Message>
+
+/** What was told piece by piece, by its channel. */
+interface Texts {
+  text: string
+  reasoning: string
+}
 
 export interface MessagePage {
   data: Message[]
@@ -62,7 +69,7 @@ export function createMessages({ sql, log, mask }: { sql: Sql; log: Pick<LogRead
     if (!found) return undefined
     const events = found.items.map((item): MessageEvent => JSON.parse(item.toString()))
     const written = events.filter(isWithoutText)
-    const texts = written.length > 0 ? await piecesOf(runKey, written) : new Map<string, string>()
+    const texts = written.length > 0 ? await piecesOf(runKey, written) : new Map<string, Texts>()
     return {
       data: events.map((event) => messageOf(event, texts, mask.text)),
       ...(found.scannedTo < found.headSeq && { nextAfterSeq: found.scannedTo }),
@@ -70,19 +77,20 @@ export function createMessages({ sql, log, mask }: { sql: Sql; log: Pick<LogRead
     }
   }
 
-  async function piecesOf(runKey: string, events: readonly MessageEvent[]): Promise<Map<string, string>> {
+  async function piecesOf(runKey: string, events: readonly MessageEvent[]): Promise<Map<string, Texts>> {
     const from = Math.max(0, (events[0]?.seq ?? 0) - PIECES_WITHIN)
     const to = events.at(-1)?.seq ?? 0
     const subjects = [...new Set(events.map(({ subject }) => `${subject.kind}/${subject.id}`))]
-    const texts = new Map<string, string>()
+    const texts = new Map<string, Texts>()
     await sql<{ event: EventOf<'message.delta'> }[]>`
       select event from run_events_canonical
       where run_key = ${runKey} and seq > ${from} and seq < ${to} and type = 'message.delta' and subject = any(${pgArray(subjects)}::text[]) order by seq`.forEach(
       ({ event }) => {
-        const id = event.subject.id
-        const before = texts.get(id) ?? ''
+        const told = texts.get(event.subject.id) ?? { text: '', reasoning: '' }
+        const channel = event.data.channel === 'reasoning' ? 'reasoning' : 'text'
         // One more than is shown tells that there is more.
-        if (before.length <= MAX_TEXT) texts.set(id, (before + event.data.text).slice(0, MAX_TEXT + 1))
+        if (told[channel].length <= MAX_TEXT) told[channel] = (told[channel] + event.data.text).slice(0, MAX_TEXT + 1)
+        texts.set(event.subject.id, told)
       },
     )
     return texts
@@ -96,22 +104,25 @@ function isWithoutText(event: MessageEvent): event is WrittenEvent {
 }
 
 /** @param masked takes secrets out of a text that is put together here: of its pieces each was looked at by itself as it came in */
-function messageOf(event: MessageEvent, texts: ReadonlyMap<string, string>, masked: (text: string) => string): Message {
+function messageOf(event: MessageEvent, texts: ReadonlyMap<string, Texts>, masked: (text: string) => string): Message {
   const { seq, ts, subject } = event
   const sender = senderOf(event)
   const common = { seq, ts, ...(sender !== undefined && { sender }) }
   if (event.type === 'message.completed') {
     const { role, name, channel, content } = event.data
-    const whole = content === undefined ? texts.get(subject.id) : wholeText(content)
-    const told = whole === undefined ? undefined : masked(whole)
+    const pieces = content === undefined ? texts.get(subject.id) : undefined
+    const own = channel === 'reasoning' ? 'reasoning' : 'text'
+    const text = masked(pieces?.[own] ?? wholeText(content) ?? '')
+    const reasoning = own === 'text' ? masked(pieces?.reasoning ?? '') : ''
     return {
       ...common,
       direction: 'written',
       status: 'completed',
       messageId: subject.id,
       ...definedOf({ role, name, channel }),
-      ...(told !== undefined && { text: told.slice(0, MAX_TEXT) }),
-      ...(told !== undefined && told.length > MAX_TEXT && { truncated: true }),
+      ...(text !== '' && { text: text.slice(0, MAX_TEXT) }),
+      ...(reasoning !== '' && { reasoning: reasoning.slice(0, MAX_TEXT) }),
+      ...(Math.max(text.length, reasoning.length) > MAX_TEXT && { truncated: true }),
       ...(content !== undefined && typeof content !== 'string' && { content }),
     }
   }

@@ -124,6 +124,7 @@ t.test('messages come from the log, page by page, with the text of those that we
     { type: 'message.sent', subject: { kind: 'message', id: 'm1' }, data: { messageType: 'Proposal', sender: 'ann', recipients: ['bob'], payload: { a: 1 } } },
     { type: 'message.started', subject: message, data: { role: 'assistant' } },
     { type: 'message.delta', subject: message, data: { text: 'Hello, ' } },
+    { type: 'message.delta', subject: message, data: { text: 'Hm.', channel: 'reasoning' } },
     { type: 'message.delta', subject: message, data: { text: 'world' } },
     ...noise,
     { type: 'message.completed', subject: message, data: { role: 'assistant', finishReason: 'stop' } },
@@ -141,7 +142,7 @@ t.test('messages come from the log, page by page, with the text of those that we
   t.ok(pages >= 3)
   t.match(all, [
     { seq: 2, direction: 'sent', status: 'accepted', messageId: 'm1', messageType: 'Proposal', sender: 'ann', recipients: ['bob'], payload: { a: 1 } },
-    { direction: 'written', status: 'completed', messageId: 'chat', role: 'assistant', text: 'Hello, world' },
+    { direction: 'written', status: 'completed', messageId: 'chat', role: 'assistant', text: 'Hello, world', reasoning: 'Hm.' },
     { direction: 'sent', status: 'rejected', messageId: 'm2', error: { code: 'DENIED', message: 'no' } },
     { direction: 'received', status: 'received', messageId: 'm3', sender: 'bob' },
     { direction: 'written', messageId: 'whole', text: 'all of it', content: [{ type: 'text', text: 'all of it' }] },

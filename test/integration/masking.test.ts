@@ -221,7 +221,7 @@ for (const [kind, open] of [
         { messageId: 'open', status: 'streaming', text: whole },
       ])
       t.match((await send('GET', '/runs/r/messages')).json().data.slice(-2), [
-        { messageId: 'pieces', text: /\[masked:/ },
+        { messageId: 'pieces', text: whole, reasoning: whole },
         { messageId: 'blocks', text: whole },
       ])
     })
