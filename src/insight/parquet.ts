@@ -7,6 +7,7 @@ import { ByteWriter, ParquetWriter } from 'hyparquet-writer'
 import type { CanonicalEvent } from '../domain/canonical-event.js'
 import { totalsOf } from '../projections/sections/llm.js'
 import { SECTIONS } from '../projections/sections.js'
+import { rounded } from './prices.js'
 
 const ROW_GROUP_ROWS = 10_000
 /** Of the characters in its texts. */
@@ -187,6 +188,12 @@ function remember<T>(map: Map<string, T>, key: string, value: T): T | undefined 
   return oldest[1]
 }
 
+/** What the start of a call has named, its end need not name again. */
+function namedBefore(names: Map<string, string>, id: string, name: unknown): string | null {
+  if (typeof name === 'string') remember(names, id, name)
+  return names.get(id) ?? null
+}
+
 /**
  * A row an event. Its tokens and its cost are what it added to the totals of the run: the same use is often told twice, by a call and by the
  * run's end, and a sum over the table is then what the state says.
@@ -197,6 +204,7 @@ export function eventsTable(before = SECTIONS.llm.initial()): EventTable {
   const reducers: Readonly<Record<string, ((state: typeof llm, event: never) => void) | undefined>> = SECTIONS.llm.on
   let told = totalsOf(llm.sums)
   const tools = new Map<string, string>()
+  const models = new Map<string, string>()
   return {
     types: undefined,
     add(event) {
@@ -212,16 +220,14 @@ export function eventsTable(before = SECTIONS.llm.initial()): EventTable {
             totalTokens: now.totalTokens - told.totalTokens,
             inputTokens: now.inputTokens - told.inputTokens,
             outputTokens: now.outputTokens - told.outputTokens,
-            costUsd: now.costUsd - told.costUsd,
+            costUsd: rounded(now.costUsd - told.costUsd),
           }
         }
         told = now
       }
-      let tool: string | null = null
-      if (event.subject.kind === 'tool') {
-        if (typeof data.name === 'string') remember(tools, event.subject.id, data.name)
-        tool = tools.get(event.subject.id) ?? null
-      }
+      const { kind, id } = event.subject
+      const tool = kind === 'tool' ? namedBefore(tools, id, data.name) : null
+      const model = kind === 'llm_call' ? namedBefore(models, id, data.model) : text(data.model)
       table.add({
         run_id: event.runId,
         seq: event.seq,
@@ -235,7 +241,7 @@ export function eventsTable(before = SECTIONS.llm.initial()): EventTable {
         actor: event.actor?.id,
         source: event.source.name,
         tool,
-        model: text(data.model),
+        model,
         tokens: used.totalTokens,
         input_tokens: used.inputTokens,
         output_tokens: used.outputTokens,
@@ -294,23 +300,34 @@ export function stepsTable(): EventTable {
   }
 }
 
-/** A row a call of a language model that has ended, as it told it. */
+/** A row a call of a language model that has ended, as it told it, at its start or its end. */
 export function llmCallsTable(): EventTable {
   const table = createTable(LLM_CALLS)
+  const open = new Map<string, { provider: string | null; model: string | null; step: string | null }>()
   return {
-    types: ['llm.call.completed', 'llm.call.failed'],
+    types: ['llm.call.started', 'llm.call.completed', 'llm.call.failed'],
     add(event) {
       const data: Data = event.data
+      const key = `${event.attempt} ${event.subject.id}`
+      const begun = open.get(key)
+      const provider = text(data.provider) ?? begun?.provider ?? null
+      const model = text(data.model) ?? begun?.model ?? null
+      const step = stepOf(event) ?? begun?.step ?? null
+      if (event.type === 'llm.call.started') {
+        remember(open, key, { provider, model, step })
+        return
+      }
+      open.delete(key)
       table.add({
         run_id: event.runId,
         attempt: event.attempt,
         seq: event.seq,
         ts: event.ts,
         call: event.subject.id,
-        step: stepOf(event),
+        step,
         status: event.type.slice('llm.call.'.length),
-        provider: text(data.provider),
-        model: text(data.model),
+        provider,
+        model,
         input_tokens: numeric(data.inputTokens),
         output_tokens: numeric(data.outputTokens),
         cache_read_tokens: numeric(data.cacheReadTokens),

@@ -451,10 +451,13 @@ for (const [name, open] of databases) {
   })
 
   t.test(`${name}: DuckDB reads the tables`, async (t) => {
-    const path = join(folder, 'tables.zip')
-    await writeFile(path, await exportOf(url, 'original', '?format=zip'))
     const { execFileSync } = await import('node:child_process')
-    execFileSync('unzip', ['-o', '-q', path, 'tables/*', '-d', folder])
+    const unzip = async (id: string, into: string) => {
+      const path = join(folder, 'tables.zip')
+      await writeFile(path, await exportOf(url, id, '?format=zip'))
+      execFileSync('unzip', ['-o', '-q', path, 'tables/*', '-d', into])
+    }
+    await unzip('original', folder)
     const instance = await DuckDBInstance.create(':memory:')
     const connection = await instance.connect()
     const rows = async (query: string) => (await connection.runAndReadAll(query)).getRowObjectsJson()
@@ -479,6 +482,23 @@ for (const [name, open] of databases) {
       `select count(*) n, sum(input_tokens + output_tokens) tokens, min(model) model from '${join(folder, 'tables/llm_calls.parquet')}'`,
     )
     t.same(calls, { n: '3', tokens: '36', model: 'm' })
+
+    const called = { subject: { kind: 'llm_call', id: 'c' }, stepId: 's' }
+    await client.createRun({ id: 'named' })
+    await client.append('named', [
+      { type: 'llm.call.started', ...called, data: { provider: 'p', model: 'told-first' } },
+      { type: 'llm.call.completed', subject: called.subject, data: { inputTokens: 5, outputTokens: 7, costUsd: 0.3 } },
+    ])
+    await unzip('named', join(folder, 'named'))
+    const named = (table: string) => `'${join(folder, `named/tables/${table}.parquet`)}'`
+    t.same(
+      await rows(`select model, tokens from ${named('events')} where tokens > 0`),
+      [{ model: 'told-first', tokens: '12' }],
+      'the model that its start told',
+    )
+    t.same(await rows(`select provider, model, step, status from ${named('llm_calls')}`), [
+      { provider: 'p', model: 'told-first', step: 's', status: 'completed' },
+    ])
     const types = await rows(`describe select * from ${events}`)
     t.match(Object.fromEntries(types.map((row) => [row.column_name, row.column_type])), {
       seq: 'BIGINT',
