@@ -158,6 +158,21 @@ for (const kind of ['embedded', 'server'] as const) {
       )
     })
 
+    await t.test('artifacts of the same name are one that changed, whether it is a name or a label', async (t) => {
+      const artifact = (name: string, data: object) => ({ type: 'artifact.created', ...about('artifact', `made-${name}`), data: { kind: 'file', ...data } })
+      await make('made', [artifact('1', { name: 'a.md', sha256: 'a'.repeat(64) }), artifact('2', { label: 'b', sha256: 'c'.repeat(64) })])
+      await make('made-again', [artifact('3', { name: 'a.md', sha256: 'b'.repeat(64) }), artifact('4', { label: 'b', sha256: 'd'.repeat(64) })])
+      const { artifacts } = await compare({ left: 'made', right: 'made-again', sections: ['artifacts'] })
+      t.match(artifacts, {
+        added: [],
+        removed: [],
+        changed: [
+          { left: { name: 'a.md', sha256: 'a'.repeat(64) }, right: { name: 'a.md', sha256: 'b'.repeat(64) } },
+          { left: { label: 'b' }, right: { label: 'b' } },
+        ],
+      })
+    })
+
     await t.test('the sides may be swapped, named as macp-control-plane names them, and asked for by GET', async (t) => {
       const there = await compare({ leftRunId: 'one', rightRunId: 'edited' })
       const back = await compare({ left: { runId: 'edited' }, right: { runId: 'one' } })

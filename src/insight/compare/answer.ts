@@ -130,6 +130,7 @@ export type DecisionDiff = Static<typeof DecisionDiff>
 export const ArtifactSide = Type.Object({
   artifactId: Type.String(),
   seq,
+  name: Type.Optional(Type.String()),
   kind: Type.Optional(Type.String()),
   label: Type.Optional(Type.String()),
   sha256: Type.Optional(Type.String()),

@@ -27,8 +27,9 @@ export async function artifactsDiff(sides: { left: Side; right: Side }, left: Co
   return { common, added: added.artifacts, removed: removed.artifacts, changed, more: removed.more + added.more }
 }
 
-function nameOf({ kind, label }: ArtifactSide): string | undefined {
-  return label === undefined ? undefined : `${kind ?? ''}\n${label}`
+function nameOf({ kind, name, label }: ArtifactSide): string | undefined {
+  const called = name ?? label
+  return called === undefined ? undefined : `${kind ?? ''}\n${called}`
 }
 
 /** The seqs of artifacts, by the digest of what is told of them. */
@@ -69,10 +70,11 @@ async function read(side: Side, seqs: readonly number[]): Promise<{ artifacts: A
 }
 
 function artifactOf({ seq, subject, data }: CanonicalEvent): ArtifactSide {
-  const { kind, label, sha256, bytes }: Readonly<Record<string, unknown>> = data
+  const { name, kind, label, sha256, bytes }: Readonly<Record<string, unknown>> = data
   return {
     artifactId: subject.id,
     seq,
+    ...(typeof name === 'string' && { name }),
     ...(typeof kind === 'string' && { kind }),
     ...(typeof label === 'string' && { label }),
     ...(typeof sha256 === 'string' && { sha256 }),

@@ -1,5 +1,5 @@
 /** What the run made: a reference to each of the recent artifacts, and small ones themselves. */
-import { amount, clipped, idOf, keep, MAX_LABEL_BYTES, MAX_NAME_BYTES, numberOf, payload } from '../bounds.js'
+import { amount, clipped, field, idOf, keep, MAX_LABEL_BYTES, MAX_NAME_BYTES, numberOf, payload, textOf } from '../bounds.js'
 import { defineSection, present } from '../section.js'
 import { senderOf } from '../sender.js'
 
@@ -9,6 +9,7 @@ const MAX_INLINE_BYTES = 250
 
 interface Artifact {
   artifactId: string
+  name: string | null
   kind: string | null
   label: string | null
   uri: string | null
@@ -39,6 +40,7 @@ export const artifacts = defineSection({
       const sender = senderOf(event)
       const artifact: Artifact = {
         artifactId,
+        name: clipped(state, textOf(field(data, 'name')), MAX_NAME_BYTES),
         kind: clipped(state, data.kind, MAX_LABEL_BYTES),
         label: clipped(state, data.label, MAX_NAME_BYTES),
         uri: clipped(state, data.uri, MAX_URI_BYTES),

@@ -412,11 +412,11 @@ t.test('gates, artifacts and the trace', async (t) => {
   log.about('gate/g', 'gate.started', { name: 'tests' }, { trace })
   log.about('gate/g', 'gate.failed', { reason: '3 failed' }, { trace })
   log.about('gate/g', 'gate.passed', {}, { trace: { traceId: 't', spanId: 's2' } })
-  log.about('artifact/a1', 'artifact.created', { kind: 'file', label: 'report', uri: 'file:///x', bytes: 12 })
+  log.about('artifact/a1', 'artifact.created', { name: 'a.md', kind: 'file', label: 'report', uri: 'file:///x', bytes: 12 })
   const view = log.view()
   t.match(view.gates, { started: 1, failed: 1, passed: 1, gates: [{ id: 'g', name: 'tests', status: 'passed' }] })
   t.match(view.trace, { traceId: 't', lastSpanId: 's2', spanCount: 2, linkedArtifacts: ['a1'] })
-  t.match(view.artifacts, { created: 1, bytes: 12, artifacts: [{ artifactId: 'a1', label: 'report', uri: 'file:///x', seq: 4 }] })
+  t.match(view.artifacts, { created: 1, bytes: 12, artifacts: [{ artifactId: 'a1', name: 'a.md', label: 'report', uri: 'file:///x', seq: 4 }] })
   t.match(view.errors, { total: 1, recent: [{ type: 'gate.failed', message: '3 failed' }] })
 })
 
