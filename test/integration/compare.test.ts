@@ -173,6 +173,22 @@ for (const kind of ['embedded', 'server'] as const) {
       })
     })
 
+    await t.test('a step that told something else, or more, comes with what', async (t) => {
+      const told = (...texts: string[]) => [
+        { type: 'step.started', ...about('step', 's'), data: { name: 'build' } },
+        ...texts.map((text) => ({ type: 'step.output', ...about('step', 's'), data: { text } })),
+        { type: 'step.completed', ...about('step', 's'), data: {} },
+      ]
+      await make('told', told('a', 'b', 'c'))
+      await make('told-other', told('a', 'x', 'y'))
+      await make('told-less', told('a', 'b'))
+      const stepOf = async (right: string) => (await compare({ left: 'told', right, fields: true, sections: ['steps'] })).steps?.items[0]
+      t.match(await stepOf('told-other'), { op: 'changed', fields: [{ path: '/outputs/1/data/text', left: 'b', right: 'x' }], moreFields: 1 })
+      const less = await stepOf('told-less')
+      t.match(less, { op: 'changed', fields: [{ path: '/outputs/2/data', left: { text: 'c' } }], moreFields: 0 })
+      t.notOk('right' in (less?.fields?.[0] ?? {}))
+    })
+
     await t.test('the sides may be swapped, named as macp-control-plane names them, and asked for by GET', async (t) => {
       const there = await compare({ leftRunId: 'one', rightRunId: 'edited' })
       const back = await compare({ left: { runId: 'edited' }, right: { runId: 'one' } })

@@ -3,13 +3,13 @@
  * events are, by digests that are put together from those of their events, so that no payload is read but of those that are shown.
  */
 import type { CanonicalEvent } from '../../domain/canonical-event.js'
-import type { Rules } from '../../domain/volatile.js'
+import { type Rules, withoutVolatile } from '../../domain/volatile.js'
 import { align, type Digests, NONE } from './alignment.js'
 import type { Op, StepsDiff, UnitDiff, UnitKind, UnitSide } from './answer.js'
-import { eventDiff } from './fields.js'
+import { eventDiff, fieldDiff } from './fields.js'
 import type { Pauses } from './pauses.js'
 import { createCounts, tally, walk } from './script.js'
-import { type Columns, chunks, type Side } from './side.js'
+import { type Columns, chunks, type Side, typeAt } from './side.js'
 
 interface Unit {
   kind: UnitKind
@@ -44,9 +44,11 @@ const ROLES: Readonly<Record<string, Role>> = {
   'llm.call.failed': { kind: 'llm_call', part: 'end', status: 'failed' },
 }
 
+const roleOf = (type: string): Role | undefined => (Object.hasOwn(ROLES, type) ? ROLES[type] : undefined)
+
 /** The steps and calls of a run, in the order of their first events. An id that is started again is another one. */
 function unitsOf(columns: Columns): Unit[] {
-  const roles = columns.types.map((type) => (Object.hasOwn(ROLES, type) ? ROLES[type] : undefined))
+  const roles = columns.types.map(roleOf)
   const units: Unit[] = []
   const open: Record<UnitKind, Map<number, Unit>> = { step: new Map(), tool: new Map(), llm_call: new Map() }
   for (let index = 0; index < columns.length; index++) {
@@ -92,6 +94,44 @@ interface Entry {
   op: Op
   left: Unit | undefined
   right: Unit | undefined
+  /** What differs of their outputs, where that is asked for. */
+  outputs?: Outputs | undefined
+}
+
+interface Outputs {
+  /** The first that differ are the outputs of this number, from 0. */
+  at: number
+  /** Indexes of events; NONE: it has no such output. */
+  left: number
+  right: number
+  /** Others that differ. */
+  more: number
+}
+
+/** Indexes of the outputs of a step or call: its events but for the first and the end. */
+function outputsOf({ kind, first, last }: Unit, columns: Columns): number[] {
+  const { subject } = columns
+  const indexes: number[] = []
+  for (let index = first + 1; index <= last; index++) {
+    if (subject[index] !== subject[first]) continue
+    const role = roleOf(typeAt(columns, index))
+    if (role?.part === 'within' && role.kind === kind) indexes.push(index)
+  }
+  return indexes
+}
+
+/** Undefined: they have the same. */
+function differingOutputs({ left: one, right: other }: Entry, left: Columns, right: Columns): Outputs | undefined {
+  if (!one || !other) return undefined
+  const [leftOutputs, rightOutputs] = [outputsOf(one, left), outputsOf(other, right)]
+  let outputs: Outputs | undefined
+  for (let at = 0; at < Math.max(leftOutputs.length, rightOutputs.length); at++) {
+    const [leftIndex, rightIndex] = [leftOutputs[at] ?? NONE, rightOutputs[at] ?? NONE]
+    if (leftIndex !== NONE && rightIndex !== NONE && left.content[leftIndex] === right.content[rightIndex]) continue
+    if (outputs) outputs.more++
+    else outputs = { at, left: leftIndex, right: rightIndex, more: 0 }
+  }
+  return outputs
 }
 
 export interface UnitOptions {
@@ -120,16 +160,20 @@ export async function diffUnits(sides: { left: Side; right: Side }, left: Column
   const shown = within(entries, options.limit)
   const items: UnitDiff[] = []
   for (const chunk of chunks(shown, CHUNK)) {
+    for (const entry of chunk) {
+      if (options.fields && entry.op === 'changed') entry.outputs = differingOutputs(entry, left, right)
+      if (options.pauses.due()) await options.pauses.take()
+    }
     const [leftEvents, rightEvents] = await Promise.all([
       eventsOf(
         sides.left,
         left,
-        chunk.map((entry) => entry.left),
+        chunk.map((entry) => ({ unit: entry.left, output: entry.outputs?.left })),
       ),
       eventsOf(
         sides.right,
         right,
-        chunk.map((entry) => entry.right),
+        chunk.map((entry) => ({ unit: entry.right, output: entry.outputs?.right })),
       ),
     ])
     for (const entry of chunk) items.push(itemOf(entry, left, right, leftEvents, rightEvents, options))
@@ -154,12 +198,15 @@ function within(entries: readonly Entry[], limit: number): readonly Entry[] {
   return entries.filter(({ op }) => op !== 'equal').slice(0, limit)
 }
 
-async function eventsOf(side: Side, { firstSeq }: Columns, units: readonly (Unit | undefined)[]): Promise<Map<number, CanonicalEvent>> {
+async function eventsOf(
+  side: Side,
+  { firstSeq }: Columns,
+  shown: readonly { unit: Unit | undefined; output: number | undefined }[],
+): Promise<Map<number, CanonicalEvent>> {
   const seqs = new Set<number>()
-  for (const unit of units) {
+  for (const { unit, output = NONE } of shown) {
     if (!unit) continue
-    seqs.add(firstSeq + unit.first)
-    if (unit.end !== NONE) seqs.add(firstSeq + unit.end)
+    for (const index of [unit.first, output, unit.end]) if (index !== NONE) seqs.add(firstSeq + index)
   }
   return side.events([...seqs])
 }
@@ -186,8 +233,12 @@ function itemOf(
     if (options.fields && entry.op === 'changed') {
       const started = partDiff(one.first, other.first, '/started', options.rules)
       const ended = one.first === one.end && other.first === other.end ? NO_DIFF : partDiff(one.end, other.end, '/ended', options.rules)
-      item.fields = [...started.fields, ...ended.fields]
-      item.moreFields = started.more + ended.more
+      const { outputs } = entry
+      const output = outputs
+        ? partDiff(leftEvents.get(left.firstSeq + outputs.left), rightEvents.get(right.firstSeq + outputs.right), `/outputs/${outputs.at}`, options.rules)
+        : NO_DIFF
+      item.fields = [...started.fields, ...output.fields, ...ended.fields]
+      item.moreFields = started.more + output.more + (outputs?.more ?? 0) + ended.more
     }
   }
   return item
@@ -195,8 +246,9 @@ function itemOf(
 
 const NO_DIFF = { fields: [], more: 0 }
 
+/** Where only one side has the event, its data is what differs. */
 function partDiff(left: CanonicalEvent | undefined, right: CanonicalEvent | undefined, path: string, rules: Rules) {
-  if (!left || !right) return NO_DIFF
+  if (!left || !right) return fieldDiff(left && withoutVolatile(left.data, rules), right && withoutVolatile(right.data, rules), `${path}/data`)
   const { fields, more } = eventDiff(left, right, rules)
   return { fields: fields.map((field) => ({ ...field, path: path + field.path })), more }
 }
