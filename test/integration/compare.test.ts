@@ -261,6 +261,11 @@ for (const kind of ['embedded', 'server'] as const) {
           detail: /^right: events\/canonical\.ndjson, seq 4: /,
         })
       }
+      await client.createRun({ id: 'spaced' })
+      await client.append('spaced', '{ "type": "run.started" }')
+      const { text } = await client.get('/runs/spaced/export?format=json&includeRaw=true')
+      t.equal((await compare({ left: 'spaced', right: { bundle: text } })).events?.changed, 0)
+      t.match(await refused({ left: 'spaced', right: { bundle: JSON.parse(text) } }), { status: 400, detail: /^right: events\/raw\.ndjson, .* Send the text/ })
     })
 
     await t.test('redacted bundles align with each other and with their original', async (t) => {

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Rules } from '../../domain/volatile.js'
 import { RunplaneError } from '../../errors.js'
-import { SECTIONS } from '../bundle.js'
+import { RAW_FILE, SECTIONS } from '../bundle.js'
 import { BundleError, openBundle } from '../bundle-reader.js'
 import { jsonWire } from '../export-lines.js'
 import { openEventsSide } from './events-side.js'
@@ -19,13 +19,28 @@ export interface BundleSideOptions {
   pauses: Pauses
 }
 
-/** @param name as it is called in messages. @throws VALIDATION_ERROR for what is no whole bundle, PAYLOAD_TOO_LARGE. */
-export async function openBundleSide(path: string, name: string, { maxBytes, maxEvents, rules, pauses }: BundleSideOptions): Promise<Side> {
+/** Raw events are what was sent, to the byte, and an object has lost how they were written. */
+const WRITTEN_ANEW = ' Send the text of a bundle with raw events, rather than an object, or one without them.'
+
+/**
+ * @param name as it is called in messages
+ * @param isWrittenAnew it was an object, and not the text of an export
+ * @throws VALIDATION_ERROR for what is no whole bundle, PAYLOAD_TOO_LARGE
+ */
+export async function openBundleSide(
+  path: string,
+  name: string,
+  { maxBytes, maxEvents, rules, pauses }: BundleSideOptions,
+  isWrittenAnew = false,
+): Promise<Side> {
   try {
     const bundle = await openBundle(path, { maxBytes })
     return await openEventsSide({ runId: bundle.manifest.runId, kind: 'bundle', name, events: () => bundle.events() }, maxEvents, rules, pauses)
   } catch (error) {
-    if (error instanceof BundleError) throw new RunplaneError('VALIDATION_ERROR', `${name}: ${error.message}.`)
+    if (error instanceof BundleError) {
+      const advice = isWrittenAnew && error.file === RAW_FILE ? WRITTEN_ANEW : ''
+      throw new RunplaneError('VALIDATION_ERROR', `${name}: ${error.message}.${advice}`)
+    }
     if (error instanceof RangeError) throw new RunplaneError('PAYLOAD_TOO_LARGE', `${name}: ${error.message}.`)
     throw error
   }
@@ -40,7 +55,7 @@ export async function withInlineBundle<T>(bundle: string | object, name: string,
   try {
     const path = join(folder, 'bundle')
     await writeFile(path, typeof bundle === 'string' ? bundle : textOf(bundle))
-    return await use(await openBundleSide(path, name, options))
+    return await use(await openBundleSide(path, name, options, typeof bundle !== 'string'))
   } finally {
     await rm(folder, { recursive: true, force: true })
   }
