@@ -198,7 +198,7 @@ function doubts({ approximate }: Comparison): string {
     ({ what, left, right }) => `${what} ${[left, right].map((range) => (range ? `${range.fromSeq}-${range.toSeq}` : '-')).join(' / ')}`,
   )
   return colors.yellow(
-    `The runs have so little in common that the alignment is approximate here: ${where.slice(0, 5).join('; ')}${where.length > 5 ? ` and ${where.length - 5} more` : ''}.`,
+    `Here the alignment is approximate (the runs have little in common), or events are missing: ${where.slice(0, 5).join('; ')}${where.length > 5 ? ` and ${where.length - 5} more` : ''}.`,
   )
 }
 

@@ -38,27 +38,31 @@ interface RunSide {
 type Place = { file: string } | { run: RunSide }
 
 export function compareCommand(): Command {
-  return new Command('compare')
-    .description('put two runs side by side: bundles (files), or runs of a service')
-    .argument('<left>', 'the file of a bundle, or the id of a run; id@120 is the run as of its event 120')
-    .argument('<right>', 'the same')
-    .option('--json', 'print the comparison as JSON')
-    .option('--assert <list>', "set the exit code by assertions, such as 'status,tools,tokens<=+10%'")
-    .option('--ignore <path>', 'do not compare this member; may be given more than once', (path: string, before: string[]) => [...before, path], [])
-    .option('--fields', 'show how changed steps differ, field by field')
-    .option('--limit <n>', 'differences that are listed', wholeNumber, DEFAULT_LIMIT)
-    .option('--url <url>', 'the service', process.env.RUNPLANE_URL ?? 'http://127.0.0.1:3000')
-    .addHelpText('after', '\nThe key of the service is in RUNPLANE_API_KEY. docs/COMPARE.md explains what is compared, and every assertion.')
-    .action(async (left: string, right: string, options: Options) => {
-      try {
-        // Before anything is compared: an assertion that is not known is a mistake, not a difference.
-        const assertions = options.assert === undefined ? [] : parseAssertions(options.assert)
-        print(await comparisonOf(placeOf(left), placeOf(right), options), assertions, options)
-      } catch (error) {
-        console.error(`runplane compare: ${error instanceof Error ? error.message : String(error)}`)
-        process.exitCode = 2
-      }
-    })
+  return (
+    new Command('compare')
+      .description('put two runs side by side: bundles (files), or runs of a service')
+      .argument('<left>', 'the file of a bundle, or the id of a run; id@120 is the run as of its event 120')
+      .argument('<right>', 'the same')
+      .option('--json', 'print the comparison as JSON')
+      .option('--assert <list>', "set the exit code by assertions, such as 'status,tools,tokens<=+10%'")
+      .option('--ignore <path>', 'do not compare this member; may be given more than once', (path: string, before: string[]) => [...before, path], [])
+      .option('--fields', 'show how changed steps differ, field by field')
+      .option('--limit <n>', 'differences that are listed', wholeNumber, DEFAULT_LIMIT)
+      .option('--url <url>', 'the service', process.env.RUNPLANE_URL ?? 'http://127.0.0.1:3000')
+      // A pipeline takes 1 for a difference.
+      .exitOverride(({ exitCode }) => process.exit(exitCode === 0 ? 0 : 2))
+      .addHelpText('after', '\nThe key of the service is in RUNPLANE_API_KEY. docs/COMPARE.md explains what is compared, and every assertion.')
+      .action(async (left: string, right: string, options: Options) => {
+        try {
+          // Before anything is compared: an assertion that is not known is a mistake, not a difference.
+          const assertions = options.assert === undefined ? [] : parseAssertions(options.assert)
+          print(await comparisonOf(placeOf(left), placeOf(right), options), assertions, options)
+        } catch (error) {
+          console.error(`runplane compare: ${error instanceof Error ? error.message : String(error)}`)
+          process.exitCode = 2
+        }
+      })
+  )
 }
 
 function print(comparison: Comparison, assertions: readonly Assertion[], options: Options): void {

@@ -313,9 +313,9 @@ for (const kind of ['embedded', 'server'] as const) {
     await t.test('on the command line: runs, bundles, or one of each, with assertions', { skip: kind === 'server' }, async (t) => {
       const folder = await mkdtemp(join(tmpdir(), 'runplane-compare-test-'))
       t.teardown(() => rm(folder, { recursive: true }))
-      const file = async (id: string, format: string) => {
-        const path = join(folder, `${id}.${format}`)
-        const answer = await fetch(`${url}/runs/${id}/export?format=${format}`)
+      const file = async (id: string, format: string, more = '') => {
+        const path = join(folder, `${id}${more}.${format}`)
+        const answer = await fetch(`${url}/runs/${id}/export?format=${format}${more}`)
         await writeFile(path, Buffer.from(await answer.arrayBuffer()))
         return path
       }
@@ -344,9 +344,12 @@ for (const kind of ['embedded', 'server'] as const) {
 
       const mixed = await cli([one, 'one', '--assert', 'content,state,events==+0'])
       t.match(mixed, { code: 0, stdout: /The runs do not diverge/ })
+      t.match(await cli([one, await file('one', 'ndjson', '&fromSeq=4')]), { code: 0, stdout: /or events are missing: events - \/ 1-3\./ })
       t.match(await cli([one, 'edited@4', '--json']), { code: 0, stdout: /"seq": 4/ })
 
       t.match(await cli(['one', 'edited', '--assert', 'tea']), { code: 2, stderr: /There is no assertion 'tea'\. There are status, / })
+      t.match(await cli(['one', 'edited', '--limit', '0']), { code: 2, stderr: /whole number from 1/ })
+      t.match(await cli(['one']), { code: 2, stderr: /missing required argument/ })
       t.match(await cli(['one', 'nobody']), { code: 2, stderr: /RUN_NOT_FOUND/ })
       t.match(await cli(['one', 'edited'], noService), { code: 2, stderr: /no service answers at http:\/\/127\.0\.0\.1:9/ })
       t.match(await cli(['./not/there.zip', one]), { code: 2, stderr: /there is no file '\.\/not\/there\.zip'/ })
