@@ -1,6 +1,6 @@
 /** What the Fastify factory needs, so that even a request that reaches no route is answered in the one form. */
 import { AjvCompiler } from '@fastify/ajv-compiler'
-import { type FastifyBaseLogger, type FastifyServerOptions, LogController } from 'fastify'
+import { type FastifyBaseLogger, type FastifyHttpOptions, LogController, type RawServerDefault } from 'fastify'
 import type { Config } from '../config.js'
 import { uuidv7 } from '../domain/ids.js'
 import type { Mask } from '../ingest/mask.js'
@@ -16,7 +16,7 @@ export function serverOptions(
   config: Pick<Config, 'MAX_BODY_BYTES' | 'TRUST_PROXY'>,
   logger: FastifyBaseLogger,
   mask: Pick<Mask, 'text'>,
-): FastifyServerOptions {
+): FastifyHttpOptions<RawServerDefault> {
   return {
     loggerInstance: logger,
     // plugins/requests.ts writes one line a request.
@@ -26,6 +26,8 @@ export function serverOptions(
       // One with a secret in it is none: it would be stored and logged.
       return typeof given === 'string' && REQUEST_ID.test(given) && mask.text(given) === given ? given : uuidv7()
     },
+    // plugins/errors.ts refuses it with problem details; Node's own answer has no body.
+    http: { requireHostHeader: false },
     bodyLimit: config.MAX_BODY_BYTES,
     trustProxy: config.TRUST_PROXY,
     routerOptions: { maxParamLength: MAX_PARAM_LENGTH },

@@ -303,6 +303,7 @@ t.test('CORS is off until origins are named, and then shows what a page needs', 
     { statusCode: 204, headers: { 'access-control-allow-origin': 'https://ours.example', 'access-control-allow-methods': /DELETE/ } },
     'a preflight has no key',
   )
+  t.match(await open.inject({ ...preflight, headers: {} }), { statusCode: 204, body: '' }, 'and an OPTIONS that is none is not answered with a text')
   const answer = await call(open, { url: '/guest', headers: { ...bearer(key), origin: 'https://ours.example' } })
   t.match(answer.headers['access-control-expose-headers'], /ETag.*x-request-id.*Producer-Expected-Seq.*Retry-After/)
   t.notOk((await call(open, { url: '/guest', headers: { ...bearer(key), origin: 'https://evil.example' } })).headers['access-control-allow-origin'])

@@ -31,7 +31,8 @@ export const bodiesPlugin = fastifyPlugin(
           headers: { 'accept-encoding': 'identity' },
         })
       }
-      if (request.headers['content-type'] === undefined || request.routeOptions.config.streamed || STREAMED.test(request.headers['content-type'])) return
+      const { 'content-type': type, 'content-length': bytes = '0', 'transfer-encoding': transfer } = request.headers
+      if ((bytes === '0' && transfer === undefined) || request.routeOptions.config.streamed || (type !== undefined && STREAMED.test(type))) return
       const timer = setTimeout(() => {
         // Only where Fastify still reads: an error without a listener would end the process.
         if (payload.listenerCount('error') === 0) return

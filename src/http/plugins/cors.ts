@@ -15,6 +15,8 @@ export const corsPlugin = fastifyPlugin(
       methods: ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'],
       exposedHeaders: ['ETag', 'Location', 'x-request-id', 'Producer-Expected-Seq', 'Retry-After'],
       maxAge: ONE_DAY_S,
+      // The answer to an OPTIONS that is no preflight would be a text.
+      strictPreflight: false,
     })
     // A stream hijacks the reply: it sends what is set on the bare response.
     app.addHook('onRequest', async (_request, reply) => {

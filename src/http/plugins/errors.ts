@@ -18,7 +18,12 @@ export const errorsPlugin = fastifyPlugin(
     const routes = createRouteMatcher()
     app.addHook('onRoute', ({ method, url }) => routes.add([method].flat(), url))
 
+    // Node's own answer to an Expect that it does not know has no body. RFC 9110, section 10.1.1, lets it be ignored.
+    app.server.on('checkExpectation', (request, response) => app.server.emit('request', request, response))
+
     app.addHook('onRequest', async (request) => {
+      if (request.headers.host === undefined && request.raw.httpVersion === '1.1')
+        throw new RunplaneError('VALIDATION_ERROR', 'A request of HTTP/1.1 has the header Host.')
       if (request.url.includes('%00')) throw new RunplaneError('VALIDATION_ERROR', 'The URL must not contain %00: no id, name or text may hold a NUL.')
       if (request.url.includes('%') && !isPercentEncoding(request.url))
         throw new RunplaneError('VALIDATION_ERROR', 'The URL is not valid percent-encoding of UTF-8.')
@@ -64,9 +69,11 @@ export function sendProblem(error: unknown, request: FastifyRequest, reply: Fast
 /** The entry of the catalogue that an error is; what is not known is INTERNAL. */
 export function catalogued(error: unknown, request?: FastifyRequest): RunplaneError {
   if (error instanceof RunplaneError) return error
+  if (!(error instanceof Error)) return new RunplaneError('INTERNAL', INTERNAL_DETAIL, { cause: error })
+  // A client that leaves in the middle of its body is nothing of the database's, whose connections break with the same code.
+  if (request?.raw.errored === error) return new RunplaneError('VALIDATION_ERROR', BROKE_OFF, { cause: error })
   if (isUnavailable(error))
     return new RunplaneError('OVERLOADED', 'The database does not answer right now. Try again.', { headers: { 'retry-after': '1' }, cause: error })
-  if (!(error instanceof Error)) return new RunplaneError('INTERNAL', INTERNAL_DETAIL, { cause: error })
   const { code = '', validation, validationContext, statusCode = 500 } = error as Partial<FastifyError>
   if (validation) {
     const errors = validationFields(validation, validationContext)
@@ -81,6 +88,7 @@ export function catalogued(error: unknown, request?: FastifyRequest): RunplaneEr
   return new RunplaneError('INTERNAL', INTERNAL_DETAIL, { cause: error })
 }
 
+const BROKE_OFF = 'The request broke off before its end. Send it again.'
 const INTERNAL_DETAIL = 'Something went wrong here. The log has the cause under this requestId.'
 
 /** Fastify's own errors: https://fastify.dev/docs/latest/Reference/Errors */
@@ -96,7 +104,7 @@ const FRAMEWORK_ERRORS: Record<string, { code: ErrorCode; detail: (request?: Fas
   },
   FST_ERR_CTP_EMPTY_TYPE: { code: 'UNSUPPORTED_FORMAT', detail: () => 'The body has no Content-Type. Send application/json.' },
   FST_ERR_CTP_EMPTY_JSON_BODY: { code: 'VALIDATION_ERROR', detail: () => 'The body is empty, and JSON is wanted.' },
-  FST_ERR_CTP_INVALID_JSON_BODY: { code: 'VALIDATION_ERROR', detail: () => 'The body is not valid JSON.' },
+  FST_ERR_CTP_INVALID_JSON_BODY: { code: 'VALIDATION_ERROR', detail: () => 'The body is not valid JSON, or has a member __proto__ or constructor.prototype.' },
   FST_ERR_CTP_INVALID_CONTENT_LENGTH: { code: 'VALIDATION_ERROR', detail: () => 'The body is not as long as its Content-Length says.' },
   FST_ERR_BAD_URL: {
     code: 'VALIDATION_ERROR',
@@ -143,7 +151,7 @@ export function brokenHttp(
       ? new RunplaneError('HEADERS_TOO_LARGE', 'The headers of the request are longer than 16 KiB.')
       : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
         ? new RunplaneError('REQUEST_TIMEOUT', 'The request did not arrive in time. Send it again.')
-        : new RunplaneError('VALIDATION_ERROR', 'This is not a valid HTTP request.')
+        : new RunplaneError('VALIDATION_ERROR', error.code === 'HPE_INVALID_EOF_STATE' ? BROKE_OFF : 'This is not a valid HTTP request.')
   const body = JSON.stringify(toProblem(problem, requestId))
   socket.end(
     `HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\ncontent-type: ${PROBLEM_CONTENT_TYPE}\r\ncontent-length: ${Buffer.byteLength(body)}\r\nx-request-id: ${requestId}\r\nconnection: close\r\n\r\n${body}`,

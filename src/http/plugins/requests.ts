@@ -2,7 +2,7 @@
  * What every request gets, streams included: an id, the security headers, one line in the log and its metrics.
  * The headers are set on the bare response, so that a handler that hijacks the reply sends them as well.
  */
-import type { FastifyInstance } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
 import { loggableUrl } from '../../ops/logging.js'
 import type { Metrics } from '../../ops/metrics.js'
@@ -16,6 +16,16 @@ const SECURITY_HEADERS = Object.entries({
   'content-security-policy': "default-src 'none'; frame-ancestors 'none'",
 })
 
+/** nginx's, for a client that left before its answer began. */
+const CLIENT_LEFT = 499
+
+const told = Symbol('told')
+declare module 'fastify' {
+  interface FastifyRequest {
+    [told]: boolean
+  }
+}
+
 export const requestsPlugin = fastifyPlugin(
   async (app: FastifyInstance, { metrics }: { metrics: Pick<Metrics, 'httpRequestSeconds'> }) => {
     const logsRequests = ['info', 'debug', 'trace'].includes(app.log.level)
@@ -23,12 +33,24 @@ export const requestsPlugin = fastifyPlugin(
     app.addHook('onRequest', (request, reply, done) => {
       reply.raw.setHeader('x-request-id', request.id)
       for (const [name, value] of SECURITY_HEADERS) reply.raw.setHeader(name, value)
+      // Fastify's onResponse knows nothing of an answer that the client did not wait for, which is how most streams end.
+      reply.raw.on('close', () => {
+        if (!reply.raw.writableFinished) tell(request, reply)
+      })
       done()
     })
 
     app.addHook('onResponse', (request, reply, done) => {
+      tell(request, reply)
+      done()
+    })
+
+    app.decorateRequest(told, false)
+    function tell(request: FastifyRequest, reply: FastifyReply): void {
+      if (request[told]) return
+      request[told] = true
       // The status on the wire: a hijacked reply does not know it.
-      const status = reply.raw.statusCode
+      const status = reply.raw.headersSent ? reply.raw.statusCode : CLIENT_LEFT
       const route = request.is404 ? 'none' : (request.routeOptions.url ?? 'none')
       metrics.httpRequestSeconds.observe({ method: request.method, route, status: String(status) }, reply.elapsedTime / 1000)
       if (logsRequests)
@@ -42,8 +64,7 @@ export const requestsPlugin = fastifyPlugin(
           ip: request.ip,
           keyName: knownAccess(request)?.keyName,
         })
-      done()
-    })
+    }
   },
   { name: 'requests' },
 )
