@@ -56,14 +56,15 @@ export function createDeletions({ sql, runKeys, states, onDeleted, log }: Deleti
   }
 
   /**
-   * One transaction, on the oldest that no other instance works on. An import that was given up is swept as well, when it is due.
+   * One transaction, on some that no other instance works on. An import that was given up is swept as well, when it is due.
    * @returns whether there may be more
    */
   async function deleteBatch(): Promise<boolean> {
     return sql.begin(async (tx) => {
+      // Neither sorted nor joined: each batch would go through all that is left, and through all runs that there are.
       const due = await tx<{ run_key: string }[]>`
-        select run_key from run_deletions d where due_at <= clock_timestamp() and not exists (select from runs where key = d.run_key)
-        order by due_at limit ${BATCH_RUNS} for update skip locked`
+        select run_key from run_deletions d where due_at <= statement_timestamp() and (select key from runs where key = d.run_key) is null
+        limit ${BATCH_RUNS} for update skip locked`
       if (due.length === 0) return false
       const keys = pgArray(due.map((row) => row.run_key))
       const ofThem = tx`run_key = any(${keys}::uuid[])`

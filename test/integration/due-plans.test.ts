@@ -1,8 +1,11 @@
-/** What an instance looks for on its timers: what is due is found, and what is not due yet is not read for it, however much of it there is. */
+/** What an instance looks for on its timers: what is due is found, and what is not is not read for it, however much of it there is. */
 import t from 'tap'
 import { buildApp } from '../../src/app.js'
 import { loadConfig } from '../../src/config.js'
 import { DEFAULT_WORKSPACE_ID } from '../../src/domain/ids.js'
+import { createRunKeys } from '../../src/log/run-keys.js'
+import { createStates } from '../../src/log/states.js'
+import { createDeletions } from '../../src/runs/deletions.js'
 import { silent, testDatabase } from '../support/database.js'
 import { createClient, eventually } from '../support/http.js'
 
@@ -43,4 +46,30 @@ t.test('what is not due is not read', { timeout: 120_000 }, async (t) => {
   await eventually('its lease has run out', async () => ((await run('left')).attempt === 2 ? true : undefined))
   await eventually('its session has had its time', async () => ((await run('timed')).status === 'failed' ? true : undefined))
   t.ok((await rowsRead()) - start < NOT_DUE, `${(await rowsRead()) - start} rows were read`)
+})
+
+t.test('what is left of deleted runs is found without going through the runs that there are', async (t) => {
+  // One connection, so that its counters are those of everything.
+  const database = await testDatabase(t, { poolMax: 1 })
+  const { sql } = database
+  await sql`
+    insert into runs (key, workspace_id, id, status, created_at, updated_at)
+    select gen_random_uuid(), ${DEFAULT_WORKSPACE_ID}::text::uuid, 'kept' || n, 'completed', now(), now() from generate_series(1, ${NOT_DUE}::int) n`
+  await sql`
+    insert into run_deletions (run_key, workspace_id, run_id)
+    select gen_random_uuid(), ${DEFAULT_WORKSPACE_ID}::text::uuid, 'deleted' || n from generate_series(1, 2000) n`
+  await sql`analyze runs, run_deletions`
+  const rowsRead = async () => {
+    await sql`select pg_stat_force_next_flush()`
+    const [row] = await sql<{ rows: number }[]>`select seq_tup_read + idx_tup_fetch as rows from pg_stat_user_tables where relname = 'runs'`
+    return row?.rows ?? 0
+  }
+  await sql`select count(*) from runs where metadata is not null`
+  const before = await rowsRead()
+  t.ok(before >= NOT_DUE, 'where all are read, it is noted')
+  const deletions = createDeletions({ sql, runKeys: createRunKeys(sql), states: createStates({ maxRuns: 1 }), onDeleted() {}, log: silent })
+  t.teardown(() => deletions.close())
+  await deletions.sweep()
+  t.same(await sql`select * from run_deletions`, [])
+  t.equal((await rowsRead()) - before, 0, 'rows of runs that were read')
 })
