@@ -11,6 +11,8 @@ import { toUtc } from '../domain/time.js'
 import { RunplaneError } from '../errors.js'
 import type { GroupCommit } from '../log/group-commit.js'
 
+const CREATE_ATTEMPTS = 3
+
 export interface Lifecycle {
   /** Whether `create` would take it, as things are. @throws as `create` does. */
   assertPlan(workspaceId: string, plan: RunPlan): Promise<void>
@@ -68,49 +70,54 @@ export function createLifecycle({
     },
     async create(workspaceId, plan) {
       const hash = hashOf(plan)
-      const key = uuidv7(now())
-      const id = plan.id ?? key
-      const createdAt = new Date(now()).toISOString()
-      const outcome = await log.append({
-        runKey: key,
-        receivedAt: createdAt,
-        items: [],
-        create: {
-          key,
-          workspace_id: workspaceId,
-          id,
-          name: plan.name ?? null,
-          kind: plan.kind ?? null,
-          queue: plan.queue ?? null,
-          priority: plan.priority ?? 0,
-          available_at: plan.availableAt === undefined ? null : (toUtc(plan.availableAt) ?? null),
-          max_attempts: plan.maxAttempts ?? null,
-          lease_ms: plan.leaseMs ?? null,
-          concurrency_key: plan.concurrencyKey ?? null,
-          parent_run_id: plan.parentRunId ?? null,
-          input: jsonOrNull(plan.input),
-          metadata: jsonOrNull(plan.metadata),
-          ...groupingOf(plan.metadata),
-          tags: plan.tags ?? [],
-          descriptor: jsonOrNull({
-            participants: plan.participants,
-            session: plan.session,
-            source: plan.source,
-            cancelCallback: plan.cancelCallback,
-            descriptor: plan.descriptor,
-          }),
-          source: jsonOrNull(plan.source),
-          request_hash: hash,
-          idempotency_key: plan.idempotencyKey ?? null,
-          created_at: createdAt,
-        },
-        decide: () => firstEvents(plan),
+      // The id may be taken by a run that is deleted before it is looked at: then it is free after all.
+      for (let attempt = 0; attempt < CREATE_ATTEMPTS; attempt++) {
+        const key = uuidv7(now())
+        const id = plan.id ?? key
+        const createdAt = new Date(now()).toISOString()
+        const outcome = await log.append({
+          runKey: key,
+          receivedAt: createdAt,
+          items: [],
+          create: {
+            key,
+            workspace_id: workspaceId,
+            id,
+            name: plan.name ?? null,
+            kind: plan.kind ?? null,
+            queue: plan.queue ?? null,
+            priority: plan.priority ?? 0,
+            available_at: plan.availableAt === undefined ? null : (toUtc(plan.availableAt) ?? null),
+            max_attempts: plan.maxAttempts ?? null,
+            lease_ms: plan.leaseMs ?? null,
+            concurrency_key: plan.concurrencyKey ?? null,
+            parent_run_id: plan.parentRunId ?? null,
+            input: jsonOrNull(plan.input),
+            metadata: jsonOrNull(plan.metadata),
+            ...groupingOf(plan.metadata),
+            tags: plan.tags ?? [],
+            descriptor: jsonOrNull({
+              participants: plan.participants,
+              session: plan.session,
+              source: plan.source,
+              cancelCallback: plan.cancelCallback,
+              descriptor: plan.descriptor,
+            }),
+            source: jsonOrNull(plan.source),
+            request_hash: hash,
+            idempotency_key: plan.idempotencyKey ?? null,
+            created_at: createdAt,
+          },
+          decide: () => firstEvents(plan),
+        })
+        if (outcome.kind === 'done') return { runId: id, created: true }
+        if (outcome.kind === 'refused') throw outcome.error
+        const before = await madeBefore(workspaceId, plan, hash)
+        if (before !== undefined) return { runId: before, created: false }
+      }
+      throw new RunplaneError('OVERLOADED', `Runs with this id or Idempotency-Key are made and deleted all the time. Try again.`, {
+        headers: { 'retry-after': '1' },
       })
-      if (outcome.kind === 'done') return { runId: id, created: true }
-      if (outcome.kind === 'refused') throw outcome.error
-      const before = await madeBefore(workspaceId, plan, hash)
-      if (before !== undefined) return { runId: before, created: false }
-      throw new RunplaneError('OVERLOADED', `The run '${id}' was deleted just now, while it was to be made. Try again.`, { headers: { 'retry-after': '1' } })
     },
   }
 }
