@@ -75,7 +75,7 @@ export interface ExportSourceDeps {
 const PAGE_EVENTS = 500
 const PAGE_BYTES = 262_144
 /** Asked for at once. */
-const PAGES_AHEAD = 3
+const PAGES_AHEAD = 2
 /** A run that is written all the time is folded at the head of its row, rather than met at rest. */
 const TRIES = 3
 
