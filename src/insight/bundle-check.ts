@@ -201,6 +201,8 @@ export function createBundleCheck() {
         throw new BundleError(`${ARTIFACTS_FOLDER}${sha256}`, 'a line is not as an export writes it')
       }
       if (artifact?.sha256 !== sha256) this.artifactBegins(sha256, bytes, mediaType)
+      else if (artifact.mediaType !== mediaType || artifact.bytes !== bytes)
+        throw new BundleError(`${ARTIFACTS_FOLDER}${sha256}`, 'its lines do not agree on its size or media type')
       return this.artifactPiece(decoded)
     },
     artifactBegins(sha256: string, bytes: number, mediaType: string) {
