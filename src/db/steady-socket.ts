@@ -6,11 +6,23 @@
  * So `close` comes two turns later, when all that was gathered has been written (to nobody), and says that there was no error before,
  * upon which the driver rejects whatever is still unanswered. With TLS the driver wraps the socket, and its own handling stands.
  */
-import { Socket } from 'node:net'
+import { type OnReadOpts, Socket, type SocketConstructorOpts } from 'node:net'
+import { createMessageReads } from './message-reads.js'
 
 class SteadySocket extends Socket {
   #closing = false
   #gathering = false
+
+  /** @param inMessages `data` comes as whole messages, in memory that is used again: see message-reads.ts. Not where there is TLS around them. */
+  constructor(inMessages: boolean) {
+    const reads = createMessageReads((bytes) => this.emit('data', bytes))
+    const callback = (bytes: number) => {
+      reads.arrived(bytes)
+      return true
+    }
+    const options: SocketConstructorOpts & { onread: OnReadOpts } = { onread: { buffer: reads.room, callback } }
+    super(inMessages ? options : {})
+  }
 
   /** What is written within one turn goes out as one: each system call, and the backend that it wakes, costs some 100 µs on a small machine. */
   override write(chunk: Uint8Array | string, ...rest: unknown[]): boolean {
@@ -41,13 +53,14 @@ interface Target {
   path?: string | (() => string) | undefined
   host: string[]
   port: number[]
+  ssl?: unknown
 }
 
 /** For the driver's option `socket`. Of several hosts the next one is tried each time; writes wait in the socket until it is connected. */
 export function steadySockets(): (target: Target) => Socket {
   let attempts = 0
-  return ({ path, host: hosts, port: ports }) => {
-    const socket = new SteadySocket()
+  return ({ path, host: hosts, port: ports, ssl }) => {
+    const socket = new SteadySocket(!ssl)
     socket.setNoDelay(true)
     const socketPath = typeof path === 'function' ? path() : path
     if (socketPath) return socket.connect(socketPath)
