@@ -103,6 +103,8 @@ function clientOptions(options: ConnectOptions) {
     connection: {
       application_name: 'runplane',
       statement_timeout: STATEMENT_TIMEOUT_MS,
+      // Nothing here is computed for so long that it would pay, and an estimate that is too high costs 30 ms.
+      jit: 'off',
       // A service that hangs, or a network that is cut, must not hold the rows of a run for ever.
       idle_in_transaction_session_timeout: STATEMENT_TIMEOUT_MS,
       ...options.connection,

@@ -12,8 +12,9 @@ const ARTIFACT_PIECE_BYTES = 49_152
 /** How items become lines. A wire is of one bundle: JSON has to know what came before. */
 export interface LineWire {
   header(text: string): string
-  /** What goes before, between and after the items of a list; called for each page, in order. */
-  open(section: Section): { first: Buffer; between: Buffer }
+  /** What goes before, between and after the items of a list; there is one newline between. */
+  open(section: Section): string
+  joint(section: Section): string
   close(section: Section): string
   single(section: Section, text: string): string
   manifest(text: string): string
@@ -22,19 +23,20 @@ export interface LineWire {
 
 export function ndjsonWire(): LineWire {
   let isOpen = false
+  const start = ({ kind, field }: Section) => `{"kind":"${kind}","${field}":`
   return {
     header: (text) => `{"kind":"header",${text.slice(1)}\n`,
     open(section) {
       isOpen = true
-      const start = `{"kind":"${section.kind}","${section.field}":`
-      return { first: Buffer.from(start), between: Buffer.from(`}\n${start}`) }
+      return start(section)
     },
+    joint: (section) => `}\n${start(section)}`,
     close() {
       if (!isOpen) return ''
       isOpen = false
       return '}\n'
     },
-    single: (section, text) => `{"kind":"${section.kind}","${section.field}":${text}}\n`,
+    single: (section, text) => `${start(section)}${text}}\n`,
     manifest: (text) => `{"kind":"manifest",${text.slice(1)}\n`,
     error: (text) => `${isOpen ? '}\n' : ''}{"kind":"error",${text.slice(1)}\n`,
   }
@@ -46,8 +48,9 @@ export function jsonWire(): LineWire {
     header: (text) => `{"header":${text},\n`,
     open(section) {
       list = 'filled'
-      return { first: Buffer.from(`"${section.member}":[\n`), between: Buffer.from(',\n') }
+      return `"${section.member}":[\n`
     },
+    joint: () => ',\n',
     close(section) {
       const text = list === 'filled' ? '\n],\n' : `"${section.member}":[\n],\n`
       list = 'none'
@@ -62,39 +65,38 @@ export function jsonWire(): LineWire {
 export async function* exportLines(source: ExportSource, subject: ExportSubject, wire: LineWire, header: string): AsyncGenerator<Buffer> {
   const tally = createExportTally(subject)
 
-  /** One piece of memory for each page: the lines share theirs with what the driver has read. */
-  async function* list(section: Section, pages: AsyncIterable<readonly Buffer[]>): AsyncGenerator<Buffer> {
-    let joint: Buffer | undefined
-    let between = joint
-    for await (const page of pages) {
-      if (!joint || !between) ({ first: joint, between } = wire.open(section))
-      let size = joint.length - between.length
-      for (const line of page) size += between.length + line.length
-      const piece = Buffer.allocUnsafe(size)
-      let at = 0
-      for (const line of page) {
-        // Not `copy`, which makes an object of each.
-        piece.set(joint, at)
-        piece.set(line, at + joint.length)
-        at += joint.length + line.length
-        joint = between
-      }
+  /** @param lines with the joint before each but the first */
+  async function* list(section: Section, lines: (joint: string) => AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
+    let isOpen = false
+    for await (const piece of lines(wire.joint(section))) {
+      if (!isOpen) yield Buffer.from(wire.open(section))
+      isOpen = true
       yield piece
     }
     yield Buffer.from(wire.close(section))
   }
 
-  async function* counted(pages: AsyncIterable<Buffer[]>, count: (line: Buffer) => void) {
-    for await (const page of pages) {
-      for (const line of page) count(line)
-      yield page
+  const counted = (lines: (subject: ExportSubject, joint: string) => AsyncIterable<Buffer>, count: (lines: Buffer, joint: string) => void) =>
+    async function* (joint: string): AsyncGenerator<Buffer> {
+      for await (const piece of lines(subject, joint)) {
+        count(piece, joint)
+        yield piece
+      }
     }
-  }
 
-  async function* artifacts(): AsyncGenerator<Buffer[]> {
+  const joined = (lines: AsyncIterable<string> | Iterable<string>) =>
+    async function* (joint: string): AsyncGenerator<Buffer> {
+      let before = ''
+      for await (const line of lines) {
+        yield Buffer.from(`${before}${line}`)
+        before = joint
+      }
+    }
+
+  async function* artifacts(): AsyncGenerator<string> {
     for (const { sha256, bytes, mediaType } of subject.artifacts) {
       const file = createFileTally()
-      const record = (piece: Buffer) => [Buffer.from(JSON.stringify({ sha256, mediaType, bytes, content: piece.toString('base64') }))]
+      const record = (piece: Buffer) => JSON.stringify({ sha256, mediaType, bytes, content: piece.toString('base64') })
       let rest: Buffer = Buffer.alloc(0)
       let isEmpty = true
       for await (const chunk of await source.artifact(subject, sha256)) {
@@ -110,20 +112,16 @@ export async function* exportLines(source: ExportSource, subject: ExportSubject,
     }
   }
 
-  async function* checks(): AsyncGenerator<Buffer[]> {
-    for (const line of tally.checks()) yield [Buffer.from(line)]
-  }
-
   yield Buffer.from(wire.header(header))
   for (const section of SECTIONS) {
     if (section.file === CANONICAL_FILE) {
-      if (subject.canonical) yield* list(section, counted(source.canonical(subject), tally.canonical))
+      if (subject.canonical) yield* list(section, counted(source.canonical, tally.canonical))
     } else if (section.file === RAW_FILE) {
-      if (subject.raw) yield* list(section, counted(source.raw(subject), tally.raw))
+      if (subject.raw) yield* list(section, counted(source.raw, tally.raw))
     } else if (section.file === ARTIFACTS_FOLDER) {
-      if (subject.artifacts.length > 0) yield* list(section, artifacts())
+      if (subject.artifacts.length > 0) yield* list(section, joined(artifacts()))
     } else if (section.file === CHECKS_FILE) {
-      if (subject.canonical) yield* list(section, checks())
+      if (subject.canonical) yield* list(section, joined(tally.checks()))
     } else {
       const text = { 'run.json': subject.run, 'state.json': subject.state, 'metrics.json': subject.metrics }[section.file]
       tally.whole(section.file, text)

@@ -7,7 +7,7 @@ import type { Sql } from '../db/client.js'
 import type { CanonicalEvent } from '../domain/canonical-event.js'
 import { RunplaneError, runNotFound } from '../errors.js'
 import type { Mask } from '../ingest/mask.js'
-import { type LogReader, rawName } from '../log/read.js'
+import type { Lines, LogReader } from '../log/read.js'
 import { PROJECTION_SCHEMA_VERSION, viewState } from '../projections/fold.js'
 import type { LlmFold } from '../projections/sections/llm.js'
 import { type RunTableRow, recordColumns, toRecord } from '../runs/record.js'
@@ -54,6 +54,8 @@ export interface ExportSubject {
   complete: boolean
   nextSeq: number | undefined
   redactor: Redactor | undefined
+  /** Where a piece of so many bytes goes; memory of its own unless given. */
+  allocate?: ((bytes: number) => Buffer) | undefined
 }
 
 /** What an artifact is read from; see insight/artifacts.ts. */
@@ -72,18 +74,16 @@ export interface ExportSourceDeps {
   redactorFor(profile: Profile): Promise<Redactor>
 }
 
+/** The first page, of which nothing is known, and all that are parsed. */
 const PAGE_EVENTS = 500
 const PAGE_BYTES = 262_144
+/** The others: the database is at work for 10 ms then, which is what keeps it on a core of its own. */
+const LONG_PAGE_BYTES = 1_048_576
+const LONG_PAGE_EVENTS = 4000
 /** Asked for at once. */
 const PAGES_AHEAD = 2
 /** A run that is written all the time is folded at the head of its row, rather than met at rest. */
 const TRIES = 3
-
-interface PagedLog {
-  /** By which the sizes of its events are known. */
-  name: string
-  read(after: number, limit: number, maxBytes: number): Promise<Buffer[]>
-}
 
 export type ExportSource = ReturnType<typeof createExportSource>
 
@@ -113,17 +113,18 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
 
   /**
    * Seqs have no gaps, so that pages can be asked for before those before them have come: the database reads while this process hashes and writes.
-   * Where events are too large, or their size is not known yet, one is.
+   * @param joint before each line but the first of all
    */
-  async function* pages(subject: ExportSubject, range: EventRange, log: PagedLog): AsyncGenerator<Buffer[]> {
-    const ahead: { after: number; page: Promise<Buffer[]> }[] = []
+  async function* pages({ runKey, runId, allocate }: ExportSubject, log: 'canonical' | 'raw', range: EventRange, joint: string): AsyncGenerator<Buffer> {
+    const ahead: { after: number; page: Promise<Lines> }[] = []
+    let averageBytes: number | undefined
     let asked = range.from - 1
     const ask = () => {
-      while (asked < range.to) {
-        const known = reader.pageLimit(log.name, PAGE_EVENTS, PAGE_BYTES)
-        if (ahead.length >= (known === undefined ? 1 : PAGES_AHEAD)) break
-        const limit = Math.min(known ?? PAGE_EVENTS, range.to - asked)
-        const page = log.read(asked, limit, known === undefined ? PAGE_BYTES : 4 * PAGE_BYTES)
+      while (asked < range.to && ahead.length < (averageBytes === undefined ? 1 : PAGES_AHEAD)) {
+        const most = averageBytes === undefined ? PAGE_EVENTS : Math.min(LONG_PAGE_EVENTS, Math.ceil(LONG_PAGE_BYTES / averageBytes))
+        const limit = Math.min(most, range.to - asked)
+        const isContinued = asked >= range.from
+        const page = reader.pageOfLines({ log, runKey, after: asked, limit, maxBytes: LONG_PAGE_BYTES, averageBytes, joint, isContinued, allocate })
         // Whoever stops in between never asks how it ended.
         page.catch(() => {})
         ahead.push({ after: asked, page })
@@ -132,9 +133,10 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
     }
     for (let after = range.from - 1; after < range.to; ) {
       ask()
-      const page = (await ahead.shift()?.page) ?? []
-      if (page.length === 0) throw new RunplaneError('RUN_NOT_FOUND', `Events of run '${subject.runId}' were deleted while it was exported.`)
-      after += page.length
+      const page = await ahead.shift()?.page
+      if (!page?.count) throw new RunplaneError('RUN_NOT_FOUND', `Events of run '${runId}' were deleted while it was exported.`)
+      averageBytes = page.bytes / page.count
+      after += page.count
       if (after !== (ahead[0]?.after ?? asked)) {
         // Cut, for its events are larger than those before: what was asked for is not what comes next.
         ahead.length = 0
@@ -143,7 +145,7 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
       ask()
       // The driver sends in a turn of its own: now, so that the database works while this page does.
       await setImmediate()
-      yield page
+      yield* page.pieces
     }
   }
 
@@ -181,17 +183,17 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
       }
     },
 
-    /** Stored texts of the canonical events, without newlines. They share memory with what the driver has read: copy what is kept. */
-    async *canonical(subject: ExportSubject): AsyncGenerator<Buffer[]> {
-      const { redactor, canonical, runKey } = subject
+    /** Stored texts of the canonical events, which have no newlines, with the joint before each but the first of all. */
+    async *canonical(subject: ExportSubject, joint: string): AsyncGenerator<Buffer> {
+      const { redactor, canonical } = subject
       if (!canonical) return
-      const read = async (afterSeq: number, limit: number, maxBytes: number) => {
-        const page = await reader.pageOfEvents({ runKey, afterSeq, limit, maxBytes })
-        // Fewer than the seqs that it goes over: retention has been there.
-        return page && page.scannedTo === afterSeq + page.count ? page.items : []
-      }
-      for await (const page of pages(subject, canonical, { name: runKey, read })) {
-        yield redactor ? page.map((item) => Buffer.from(JSON.stringify(redactor.event(JSON.parse(item.toString()) as CanonicalEvent)))) : page
+      if (!redactor) return yield* pages(subject, 'canonical', canonical, joint)
+      let before = ''
+      for await (const piece of pages(subject, 'canonical', canonical, '\n')) {
+        const lines = piece.toString().split('\n').filter(Boolean)
+        const texts = lines.map((line) => JSON.stringify(redactor.event(JSON.parse(line) as CanonicalEvent)))
+        yield Buffer.from(before + texts.join(joint))
+        before = joint
       }
     },
 
@@ -217,13 +219,8 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
       return (await runStates.fold({ key: runKey, id: runId }, canonical.from - 1)).folds.llm
     },
 
-    raw(subject: ExportSubject): AsyncIterable<Buffer[]> {
-      const { runKey, raw = { from: 1, to: 0, head: 0 } } = subject
-      const read = async (afterRawSeq: number, limit: number, maxBytes: number) => {
-        const { lines, lastRawSeq } = await reader.pageOfRawLines({ runKey, afterRawSeq, limit, maxBytes })
-        return lastRawSeq === afterRawSeq + lines.length ? lines : []
-      }
-      return pages(subject, raw, { name: rawName(runKey), read })
+    raw(subject: ExportSubject, joint: string): AsyncIterable<Buffer> {
+      return pages(subject, 'raw', subject.raw ?? { from: 1, to: 0, head: 0 }, joint)
     },
 
     async artifact(subject: ExportSubject, sha256: string): Promise<AsyncIterable<Buffer>> {

@@ -17,7 +17,20 @@ import {
 } from './bundle.js'
 import type { EventRange, ExportSubject } from './export-source.js'
 
+const NEWLINE = 0x0a
+
 type FileTally = ReturnType<typeof createFileTally>
+
+/** By the one newline of the joint: lines have none. */
+function* split(lines: Buffer, joint: string, startsWithJoint: boolean): Generator<Buffer> {
+  const before = joint.indexOf('\n')
+  for (let start = startsWithJoint ? joint.length : 0; start < lines.length; ) {
+    const at = lines.indexOf(NEWLINE, start)
+    const end = at === -1 ? lines.length : at - before
+    yield lines.subarray(start, end)
+    start = end + joint.length
+  }
+}
 
 const lengthOf = (range: EventRange | undefined) => (range ? Math.max(0, range.to - range.from + 1) : 0)
 
@@ -29,12 +42,17 @@ export function createExportTally(subject: ExportSubject) {
   const files: Manifest['files'] = []
 
   return {
-    canonical(text: Buffer) {
-      canonical.add(text)
-      const type = typeOfText(text)
-      types.set(type, (types.get(type) ?? 0) + 1)
+    /** @param lines with the joint before each but the first of all; see `ExportSource.canonical` */
+    canonical(lines: Buffer, joint: string) {
+      for (const text of split(lines, joint, canonical.lines > 0)) {
+        canonical.add(text)
+        const type = typeOfText(text)
+        types.set(type, (types.get(type) ?? 0) + 1)
+      }
     },
-    raw: (text: Buffer) => raw.add(text),
+    raw(lines: Buffer, joint: string) {
+      for (const text of split(lines, joint, raw.lines > 0)) raw.add(text)
+    },
 
     /** A file of one line. */
     whole(path: string, text: string) {

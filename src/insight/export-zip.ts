@@ -72,8 +72,8 @@ export async function* exportZip(source: ExportSource, subject: ExportSubject, h
     await whole('run.json', subject.run)
     await whole('state.json', subject.state)
     await whole('metrics.json', subject.metrics)
-    if (subject.canonical) await add(CANONICAL_FILE, lines(source.canonical(subject), tally.canonical))
-    if (subject.raw) await add(RAW_FILE, lines(source.raw(subject), tally.raw))
+    if (subject.canonical) await add(CANONICAL_FILE, lines(source.canonical(subject, '\n'), tally.canonical))
+    if (subject.raw) await add(RAW_FILE, lines(source.raw(subject, '\n'), tally.raw))
     for (const { sha256 } of subject.artifacts) {
       const file = createFileTally()
       await add(`${ARTIFACTS_FOLDER}${sha256}`, tallied(await source.artifact(subject, sha256), file))
@@ -115,21 +115,14 @@ export async function* exportZip(source: ExportSource, subject: ExportSubject, h
   }
 }
 
-/** One piece of memory for each page: the lines share theirs with what the driver has read. */
-async function* lines(pages: AsyncIterable<Buffer[]>, count: (line: Buffer) => void): AsyncGenerator<Buffer> {
-  for await (const page of pages) {
-    let size = page.length
-    for (const line of page) size += line.length
-    const piece = Buffer.allocUnsafe(size)
-    let at = 0
-    for (const line of page) {
-      count(line)
-      piece.set(line, at)
-      at += line.length + 1
-      piece[at - 1] = 0x0a
-    }
+async function* lines(pieces: AsyncIterable<Buffer>, count: (lines: Buffer, joint: string) => void): AsyncGenerator<Buffer> {
+  let isEmpty = true
+  for await (const piece of pieces) {
+    count(piece, '\n')
+    isEmpty = false
     yield piece
   }
+  if (!isEmpty) yield Buffer.from('\n')
 }
 
 async function* sealed(zip: NodeJS.ReadableStream): AsyncGenerator<Buffer> {

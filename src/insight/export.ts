@@ -19,6 +19,8 @@ export interface RunExport {
   fileName: string
   contentType: string
   stream(): Readable
+  /** The same, for whoever knows when a piece has been taken and gives its memory back. Not of a zip. */
+  pieces(allocate: (bytes: number) => Buffer): AsyncIterable<Buffer>
 }
 
 export interface Exporter {
@@ -28,7 +30,7 @@ export interface Exporter {
 
 const CONTENT_TYPES: Record<BundleFormat, string> = { json: 'application/json; charset=utf-8', ndjson: 'application/x-ndjson', zip: 'application/zip' }
 /** A reader that takes nothing for so long is let go. */
-const STALL_MS = 900_000
+export const STALL_MS = 900_000
 
 export function createExporter(deps: ExportSourceDeps & { log: { error(details: object, message: string): void } }): Exporter {
   const source = createExportSource(deps)
@@ -49,9 +51,10 @@ export function createExporter(deps: ExportSourceDeps & { log: { error(details: 
         const { code, message } = error instanceof RunplaneError ? error : { code: 'INTERNAL', message: 'Something went wrong here. Export the run again.' }
         return JSON.stringify({ code, detail: message })
       }
-      const bytes = () => {
+      const pieces = (allocate?: (bytes: number) => Buffer) => {
         if (options.format === 'zip') return exportZip(source, subject, header, errorText)
-        return withErrorRecord(options.format === 'json' ? jsonWire() : ndjsonWire(), (wire) => exportLines(source, subject, wire, header), errorText)
+        const wire = options.format === 'json' ? jsonWire() : ndjsonWire()
+        return withErrorRecord(wire, exportLines(source, { ...subject, allocate }, wire, header), errorText)
       }
       return {
         etag: `"${etagOf(subject, header, options)}"`,
@@ -59,23 +62,20 @@ export function createExporter(deps: ExportSourceDeps & { log: { error(details: 
         contentType: CONTENT_TYPES[options.format],
         stream: () => {
           const stream = Readable.from(
-            watched(bytes(), () => stream.destroy()),
+            watched(pieces(), () => stream.destroy()),
             { objectMode: false },
           )
           return stream
         },
+        pieces,
       }
     },
   }
 }
 
-async function* withErrorRecord(
-  wire: LineWire,
-  write: (wire: LineWire) => AsyncIterable<Buffer>,
-  errorText: (error: unknown) => string,
-): AsyncGenerator<Buffer> {
+async function* withErrorRecord(wire: LineWire, bytes: AsyncIterable<Buffer>, errorText: (error: unknown) => string): AsyncGenerator<Buffer> {
   try {
-    yield* write(wire)
+    yield* bytes
   } catch (error) {
     yield Buffer.from(wire.error(errorText(error)))
   }

@@ -67,7 +67,7 @@ const FILTER_SCAN = 5000
 export function createHub({ log, logger, ...options }: HubOptions) {
   const { cacheBytes = 33_554_432, pageRows = 768, pageBytes = 524_288, maxReads = 4, retryDelaysMs = [100, 300, 1000, 3000] } = options
   const cache = createChunkCache(cacheBytes)
-  const pool = createPiecePool()
+  const pool = createPiecePool(PIECE_BYTES)
   const channels = new Map<string, Channel>()
   const streams = new Set<OpenStream>()
   const reads = new Map<string, Promise<TailPage | undefined>>()

@@ -4,6 +4,7 @@ import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { setTimeout as delay } from 'node:timers/promises'
 import { gunzipSync, gzipSync } from 'node:zlib'
 import { DuckDBInstance } from '@duckdb/node-api'
 import fc from 'fast-check'
@@ -173,16 +174,68 @@ for (const [name, open] of databases) {
       writing = false
       await writer
     })
+    await t.test('has every event where they grow and shrink from one to the next, whoever reads slowly beside', async (t) => {
+      await client.createRun({ id: `uneven-${name}` })
+      const event = (n: number, bytes: number) => ({
+        type: 'step.output',
+        subject: { kind: 'step', id: 's' },
+        data: { text: `${n} `.padEnd(bytes, `${n % 10}"\n`) },
+      })
+      const append = (count: number, bytes: number) =>
+        client.append(
+          `uneven-${name}`,
+          Array.from({ length: count }, (_, n) => event(n, bytes)),
+        )
+      for (const [count, bytes] of [
+        [1, 1],
+        [700, 100],
+        [9, 240_000],
+        [700, 100],
+        [60, 20_000],
+        [1000, 1500],
+      ] as const)
+        await append(count, bytes)
+      const { version } = await client.state(`uneven-${name}`)
+      const key = database.sql`(select key from runs where id = ${`uneven-${name}`})`
+      const stored = await database.sql<{ event: string }[]>`select event::text from run_events_canonical where run_key = ${key} order by seq`
+      const sent = await database.sql<{ body: string }[]>`select body from run_events_raw where run_key = ${key} order by raw_seq`
+      t.equal(stored.length, version)
+
+      /** @param pauseMs between two pieces that are taken */
+      const read = async (format: string, pauseMs: number) => {
+        const pieces: Uint8Array[] = []
+        for await (const piece of (await fetch(`${url}/runs/uneven-${name}/export${everything(format)}`)).body ?? []) {
+          pieces.push(piece)
+          if (pauseMs > 0) await delay(pauseMs)
+        }
+        return Buffer.concat(pieces)
+      }
+      const bundles = await Promise.all([read('ndjson', 0), read('ndjson', 5), read('ndjson', 1), read('json', 2), read('ndjson', 0)])
+      const hashes = bundles.map((bundle) => createHash('sha256').update(bundle).digest('hex'))
+      t.same([hashes[1], hashes[2], hashes[4]], [hashes[0], hashes[0], hashes[0]])
+      const lines = (bundles[0] ?? Buffer.alloc(0)).toString().split('\n')
+      const of = (kind: string) =>
+        lines.filter((line) => line.startsWith(`{"kind":"${kind}"`)).map((line) => line.slice(`{"kind":"${kind}","event":`.length, -1))
+      t.same(
+        of('canonical_event'),
+        stored.map(({ event }) => event),
+      )
+      t.same(
+        of('raw_event').map((line) => line.slice(line.indexOf(',"body":') + 8, -1)),
+        sent.map(({ body }) => body),
+      )
+      for (const bundle of bundles) t.equal(typeof (await scanned(folder, bundle)), 'object')
+    })
     await t.test('that fails on its way ends in an error and no manifest', async (t) => {
       await client.createRun({ id: `doomed-${name}` })
       const many = Array.from({ length: 1000 }, (_, n) => ({ type: 'step.output', subject: { kind: 'step', id: 's' }, data: { text: `${n} `.repeat(50) } }))
-      for (let batch = 0; batch < 8; batch++) await client.append(`doomed-${name}`, many)
+      for (let batch = 0; batch < 20; batch++) await client.append(`doomed-${name}`, many)
       for (const format of FORMATS) {
         const answer = await fetch(`${url}/runs/doomed-${name}/export?format=${format}`)
         const reader = answer.body?.getReader()
         await reader?.read()
         // As retention does it, from the beginning on.
-        await database.sql`delete from run_events_canonical where seq > ${format === 'ndjson' ? 5000 : format === 'json' ? 4000 : 3000} and seq < 7000
+        await database.sql`delete from run_events_canonical where seq > ${format === 'ndjson' ? 17_000 : format === 'json' ? 16_000 : 15_000} and seq < 19000
           and run_key = (select key from runs where id = ${`doomed-${name}`})`
         const chunks: Uint8Array[] = []
         for (;;) {
@@ -377,6 +430,11 @@ for (const [name, open] of databases) {
         status: 400,
         body: { detail: /events\/canonical\.ndjson, seq 7: /, errors: [{ path: 'events/canonical.ndjson' }] },
       })
+      // The second line of an artifact: the manifest, which has its media type, is compared with the first.
+      const lines = (await exportOf(url, 'original', everything('ndjson'))).toString().split('\n')
+      const second = lines.findIndex((line, index) => index > 0 && line.startsWith('{"kind":"artifact"') && lines[index - 1]?.startsWith(line.slice(0, 120)))
+      lines[second] = lines[second]?.replace('"text/plain"', '"text/plaim"') ?? ''
+      t.match(await scanned(folder, Buffer.from(lines.join('\n'))), /do not agree/)
       t.same(await database.sql`select count(*) as runs from runs`, before)
     })
     await t.test('of a bundle that was cut anywhere is refused', async (t) => {

@@ -213,7 +213,7 @@ function slowExporter(wait: (runId: string) => Promise<void>) {
         await wait(runId)
         yield Buffer.from(`{"kind":"header"}\n${runId === 'bad' ? '{"kind":"error","code":"INTERNAL"}\n' : '{"kind":"manifest"}\n'}`)
       }
-      return { etag: '', fileName: `${runId}.ndjson`, contentType: '', stream: () => Readable.from(bytes(), { objectMode: false }) }
+      return { etag: '', fileName: `${runId}.ndjson`, contentType: '', stream: () => Readable.from(bytes(), { objectMode: false }), pieces: bytes }
     },
   }
 }

@@ -5,11 +5,14 @@ import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { type Static, Type } from '@sinclair/typebox'
 import { RunplaneError } from '../../errors.js'
 import type { Mask } from '../../ingest/mask.js'
-import type { Exporter, ExportOptions } from '../../insight/export.js'
+import { type Exporter, type ExportOptions, STALL_MS } from '../../insight/export.js'
 import type { Importer } from '../../insight/import.js'
+import { LINES_PIECE_BYTES } from '../../log/read.js'
+import { createPiecePool } from '../../tail/pieces.js'
 import { isKnown } from '../etag.js'
 import { reference } from '../schemas/reference.js'
 import { RunParams } from '../schemas/run.js'
+import { sendPieces } from '../send-pieces.js'
 
 export interface BundlesRoutesDeps {
   exporter: Exporter
@@ -70,6 +73,7 @@ const ImportAnswer = Type.Object(
 )
 
 export function bundlesRoutes({ exporter, importer, mask }: BundlesRoutesDeps): FastifyPluginAsyncTypebox {
+  const pool = createPiecePool(LINES_PIECE_BYTES)
   return async (app) => {
     app.get(
       '/runs/:id/export',
@@ -96,6 +100,10 @@ export function bundlesRoutes({ exporter, importer, mask }: BundlesRoutesDeps): 
         reply.header('etag', etag).header('cache-control', 'no-cache').header('vary', 'accept-encoding')
         if (isKnown(request.headers['if-none-match'], etag)) return reply.code(304).send(undefined)
         reply.type(bundle.contentType).header('content-disposition', `attachment; filename="${bundle.fileName}"`)
+        if (options.format !== 'zip' && !gzip) {
+          await sendPieces(reply, bundle.pieces(pool.lend), { giveBack: pool.giveBack, stallMs: STALL_MS })
+          return reply
+        }
         const stream = bundle.stream()
         if (!gzip) return reply.send(stream)
         const packed = createGzip({ level: 3 })

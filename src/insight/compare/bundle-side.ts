@@ -71,9 +71,8 @@ function textOf(bundle: object): string {
     if (value === undefined) continue
     if (!section.list) text += wire.single(section, JSON.stringify(value))
     else if (Array.isArray(value)) {
-      const { first, between } = wire.open(section)
-      if (value.length > 0) text += first.toString() + value.map((item) => JSON.stringify(item)).join(between.toString()) + wire.close(section)
-      else text += `"${section.member}":[\n],\n`
+      if (value.length > 0) text += wire.open(section) + value.map((item) => JSON.stringify(item)).join(wire.joint(section))
+      text += wire.close(section)
     }
   }
   return text + wire.manifest(JSON.stringify(members.manifest ?? {}))

@@ -3,7 +3,7 @@ import { PIECE_BYTES } from '../../../src/log/read.js'
 import { createPiecePool } from '../../../src/tail/pieces.js'
 
 t.test('memory is lent again only after it was given back', async (t) => {
-  const pool = createPiecePool()
+  const pool = createPiecePool(PIECE_BYTES)
   const one = pool.lend(PIECE_BYTES)
   const two = pool.lend(PIECE_BYTES - 1)
   t.not(one.buffer, two.buffer)
@@ -15,7 +15,7 @@ t.test('memory is lent again only after it was given back', async (t) => {
 })
 
 t.test('small and large pieces have memory of their own size', async (t) => {
-  const pool = createPiecePool()
+  const pool = createPiecePool(PIECE_BYTES)
   for (const bytes of [1, 1000, PIECE_BYTES + 1]) {
     const piece = pool.lend(bytes)
     t.equal(piece.buffer.byteLength, bytes)
