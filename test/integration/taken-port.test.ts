@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { startService } from '../support/service.js'
 
-t.test('a service that cannot listen ends with an error that names the setting', { timeout: 60_000 }, async (t) => {
+t.test('a service that cannot listen ends with an error that names the setting', { timeout: 120_000 }, async (t) => {
   const first = await startService(t, { database: 'embedded' })
   const second = async (settings: Record<string, string>) => {
     const child = spawn(process.execPath, ['--import', 'tsx', 'src/main.ts'], {

@@ -35,14 +35,16 @@ const placed = ({ place, nowMs }: World): CommandedPlace => ({
 
 /** What the append does with events of the control plane, or of an agent, as far as commands see it. */
 function apply(world: World, drafts: DraftEvent[], sourceKind: 'control-plane' | 'agent' = 'control-plane'): World {
-  return drafts.reduce((before, draft): World => {
-    const late = isTerminal(before.run.status) && !(sourceKind === 'control-plane' && draft.type === 'run.retry_scheduled')
-    const event = { ...draft, ts: draft.ts ?? iso(before.nowMs), source: { kind: sourceKind }, ...(late && { late }) } as unknown as CanonicalEvent
-    const status = nextStatus(before.run.status, event)
-    const run = { ...before.run, status, attempt: nextAttempt(before.run.attempt, event) }
-    if (draft.type === 'run.suspended') run.wasSuspended = true
-    return { ...before, run, place: { ...before.place, ...placementAfter(before.place, event, status) } }
-  }, world)
+  let { run, place } = world
+  for (const draft of drafts) {
+    const late = isTerminal(run.status) && !(sourceKind === 'control-plane' && draft.type === 'run.retry_scheduled')
+    const event = { ...draft, ts: draft.ts ?? iso(world.nowMs), source: { kind: sourceKind }, ...(late && { late }) } as unknown as CanonicalEvent
+    const status = nextStatus(run.status, event)
+    const wasSuspended = run.wasSuspended || draft.type === 'run.suspended'
+    run = { ...run, status, attempt: nextAttempt(run.attempt, event), wasSuspended }
+    place = { ...place, ...placementAfter(place, event, status) }
+  }
+  return { ...world, run, place }
 }
 
 const ms = fc.integer({ min: 0, max: 100_000 })
