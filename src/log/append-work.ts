@@ -2,7 +2,6 @@
  * The work of an append in memory: which items are new, which numbers they get, what they become; folded into the run's state.
  * What is to be stored is gathered in `Rows`; nothing here touches the database, and a refusal comes before anything is numbered.
  */
-import { isDeepStrictEqual } from 'node:util'
 import { type CanonicalEvent, type DraftEvent, EVENT_SCHEMA_VERSION } from '../domain/canonical-event.js'
 import { digestsOf } from '../domain/digest.js'
 import { type Placement, placementAfter } from '../domain/placement.js'
@@ -14,6 +13,7 @@ import { type FoldState, foldEvent } from '../projections/fold.js'
 import { changesUsage } from '../projections/usage.js'
 import type { AppendItem, AppendOutcome, AppendReceipt, AppendRequest, ItemResult, PlacedRun } from './append-request.js'
 import type { CommittedBatch, CommittedEvent } from './committed.js'
+import { isSameContent } from './same-content.js'
 
 /** Who the control plane is in `source`. Its events have no raw event: their rawSeq is 0. */
 const CONTROL_PLANE = 'runplane'
@@ -256,7 +256,7 @@ function appendItem(request: AppendRequest, item: AppendItem, index: number, run
   const identity = eventId === undefined ? undefined : knownKey(request.runKey, sourceName, eventId)
   const before = identity === undefined ? undefined : known.get(identity)
   if (before) {
-    if (sameContent(before.text, item.text)) return { index, status: 'duplicate', seqs: before.seqs, rawSeq: before.rawSeq }
+    if (isSameContent(before.text, item.text)) return { index, status: 'duplicate', seqs: before.seqs, rawSeq: before.rawSeq }
     return {
       index,
       status: 'rejected',
@@ -316,14 +316,4 @@ function appendEvent(request: AppendRequest, draft: DraftEvent, source: Canonica
 
 export function knownKey(runKey: string, source: string, eventId: string): string {
   return `${runKey} ${source.length} ${source} ${eventId}`
-}
-
-/** Retries may write the same event with other white space or another order of keys. */
-function sameContent(left: string, right: string): boolean {
-  if (left === right) return true
-  try {
-    return isDeepStrictEqual(JSON.parse(left), JSON.parse(right))
-  } catch {
-    return false
-  }
 }

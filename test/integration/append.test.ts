@@ -87,6 +87,17 @@ test('append', async (t) => {
     t.match(receiptOf(await log.append(request(run.key, [second]))).results, [{ status: 'duplicate' }])
   })
 
+  await t.test('takes an event whose number differs past what a double holds for another one', async (t) => {
+    const run = await createRun()
+    const counted = (value: string) => ({
+      ...item({ id: 'a', type: 'custom.emitted', data: { name: 'n' } }),
+      text: `{"id":"a","type":"custom.emitted","data":{"name":"n","value":${value}}}`,
+    })
+    receiptOf(await log.append(request(run.key, [counted('12345678901234567890')])))
+    const again = [counted(' 12345678901234567890'), counted('12345678901234567891')]
+    t.match(receiptOf(await log.append(request(run.key, again))).results, [{ status: 'duplicate' }, { status: 'rejected', code: 'IDEMPOTENCY_CONFLICT' }])
+  })
+
   await t.test('answers a repeated producer seq with the original seqs, and refuses a gap and a zombie', async (t) => {
     const run = await createRun()
     const post = (epoch: number, seq: number, id: string) =>
