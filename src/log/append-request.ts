@@ -85,8 +85,11 @@ export interface AppendRequest {
   /** The request is refused unless the run's head is this seq. */
   ifMatch?: number
   producer?: ProducerHeaders
-  /** Names the request, or a slice of it, among the repeats of itself; `hash` (hex SHA-256) tells whether it has the same content. */
-  requestKey?: { key: string; hash: string }
+  /**
+   * Names the request, or a slice of it, among the repeats of itself; `hash` (hex SHA-256) tells whether it has the same content.
+   * `also` names it once more: by its Idempotency-Key, where `key` is its place among those of its producer.
+   */
+  requestKey?: { key: string; hash: string; also?: string }
 }
 
 export type ItemResult =

@@ -94,7 +94,11 @@ export async function findOwners(tx: Queries, requests: readonly AppendRequest[]
 }
 
 export async function findReceipts(tx: Queries, requests: readonly AppendRequest[]): Promise<Map<string, ReceiptRow>> {
-  const wanted = requests.flatMap(({ runKey, requestKey }) => (requestKey ? [{ k: runKey, r: requestKey.key }] : []))
+  const wanted: { k: string; r: string }[] = []
+  for (const { runKey, requestKey } of requests) {
+    if (requestKey) wanted.push({ k: runKey, r: requestKey.key })
+    if (requestKey?.also !== undefined) wanted.push({ k: runKey, r: requestKey.also })
+  }
   if (wanted.length === 0) return new Map()
   const rows = await tx<ReceiptRow[]>`
     select a.run_key, a.request_key, encode(a.body_hash, 'hex') as body_hash, a.receipt::text as receipt

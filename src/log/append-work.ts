@@ -182,24 +182,28 @@ function appendOne(request: AppendRequest, run: RunWork, { known, receipts, owne
       appendEvent(request, draft, { kind: 'control-plane', name: CONTROL_PLANE, format: 'native', rawType: draft.type, rawSeq: 0 }, run, out)
   run.status = run.state.folds.run.status
   if (request.source) out.cursors.set(request.runKey, request.source)
-  const receipt: AppendReceipt = { results, headSeq: run.lastSeq, status: run.status }
-  if (request.requestKey && (request.producer || results.some((result) => result.status !== 'rejected'))) {
-    const row: ReceiptRow = {
-      run_key: request.runKey,
-      request_key: request.requestKey.key,
-      body_hash: request.requestKey.hash,
-      receipt: JSON.stringify(results),
+  recordRequest(request, results, receipts, out)
+  return { results, headSeq: run.lastSeq, status: run.status }
+}
+
+/** Stores what a repeat of the request will be told by. */
+function recordRequest({ runKey, requestKey, producer }: AppendRequest, results: ItemResult[], receipts: Map<string, ReceiptRow>, out: Rows): void {
+  if (requestKey) {
+    // A request without a producer of which nothing was taken may be mended and sent again under its key.
+    const taken = results.some((result) => result.status !== 'rejected')
+    const keys = [producer || taken ? requestKey.key : undefined, taken ? requestKey.also : undefined]
+    for (const key of keys) {
+      if (key === undefined) continue
+      const row: ReceiptRow = { run_key: runKey, request_key: key, body_hash: requestKey.hash, receipt: JSON.stringify(results) }
+      receipts.set(`${runKey} ${key}`, row)
+      out.receipts.push(row)
     }
-    receipts.set(`${row.run_key} ${row.request_key}`, row)
-    out.receipts.push(row)
   }
-  if (request.producer) {
-    const { id, epoch, seq } = request.producer
-    const key = `${request.runKey} ${id}`
-    out.producers.set(key, { run_key: request.runKey, producer_id: id, epoch, last_seq: seq })
+  if (producer) {
+    const key = `${runKey} ${producer.id}`
+    out.producers.set(key, { run_key: runKey, producer_id: producer.id, epoch: producer.epoch, last_seq: producer.seq })
     out.changedProducers.add(key)
   }
-  return receipt
 }
 
 export const needsPlace = (request: AppendRequest) => request.decide !== undefined || request.workerId !== undefined
@@ -215,6 +219,7 @@ function placed(run: RunWork): PlacedRun {
 function findRepeat(request: AppendRequest, run: RunWork, receipts: Map<string, ReceiptRow>, out: Rows): AppendReceipt | undefined {
   const { producer, requestKey } = request
   const stored = requestKey && receipts.get(`${request.runKey} ${requestKey.key}`)
+  let conflict = 'This Idempotency-Key was used for another body. Use a new key for new content.'
   if (producer) {
     const last = out.producers.get(`${request.runKey} ${producer.id}`)
     if (last && producer.epoch < last.epoch) {
@@ -238,14 +243,17 @@ function findRepeat(request: AppendRequest, run: RunWork, receipts: Map<string, 
         headers: { 'producer-expected-seq': String(expected) },
       })
     }
+    if (stored)
+      conflict = `Producer '${producer.id}' used seq ${producer.seq} of epoch ${producer.epoch} for another body. Send new content as seq ${expected}.`
   }
-  if (!stored || !requestKey) return undefined
-  if (!producer && stored.body_hash !== requestKey.hash) {
-    throw new RunplaneError('IDEMPOTENCY_CONFLICT', 'This Idempotency-Key was used for another body. Use a new key for new content.')
-  }
-  const results = (JSON.parse(stored.receipt) as ItemResult[]).map(
+  const repeated = stored ?? (requestKey?.also === undefined ? undefined : receipts.get(`${request.runKey} ${requestKey.also}`))
+  if (!repeated || !requestKey) return undefined
+  if (repeated.body_hash !== requestKey.hash) throw new RunplaneError('IDEMPOTENCY_CONFLICT', conflict)
+  const results = (JSON.parse(repeated.receipt) as ItemResult[]).map(
     (result): ItemResult => (result.status === 'stored' ? { ...result, status: 'duplicate' } : result),
   )
+  // The next seq of a producer whose content was stored before: it has moved on all the same.
+  if (!stored) recordRequest({ ...request, requestKey: { ...requestKey, also: undefined } }, results, receipts, out)
   return { results, headSeq: run.lastSeq, status: run.status }
 }
 

@@ -172,6 +172,14 @@ t.test('producer headers', async (t) => {
     )
     t.same(await names(runId), ['a', 'b', 'c'])
   })
+  await t.test('refuse another body under a seq that was used, so that two producers of one name are noticed', async (t) => {
+    const runId = await newRun()
+    await client.append(runId, event('a'), headers(0, 0))
+    await client.append(runId, event('b'), headers(0, 1))
+    for (const seq of [0, 1]) isProblem(t, await client.append(runId, event('other'), headers(0, seq)), 409, 'IDEMPOTENCY_CONFLICT')
+    t.equal((await client.append(runId, event('c'), headers(0, 2))).status, 200, 'the producer goes on')
+    t.same(await names(runId), ['a', 'b', 'c'])
+  })
   await t.test('answer a gap with 409 and the seq that is expected', async (t) => {
     const runId = await newRun()
     await client.append(runId, event('a'), headers(0, 0))
@@ -193,6 +201,23 @@ t.test('producer headers', async (t) => {
     isProblem(t, await client.append(runId, event('a'), { 'producer-id': 'x' }), 400, 'VALIDATION_ERROR')
     isProblem(t, await client.append(runId, event('a'), { ...headers(0, 0), 'producer-seq': '1.0' }), 400, 'VALIDATION_ERROR')
     t.same(await names(runId), [])
+  })
+  await t.test('go with an Idempotency-Key, which is known to a producer that was restarted', async (t) => {
+    const runId = await newRun()
+    const post = (name: string, epoch: number, seq: number, key: string) =>
+      client.append(runId, event(name), { ...headers(epoch, seq), 'idempotency-key': key })
+    const first = await post('a', 0, 0, 'k1')
+    const again = await post('a', 1, 0, 'k1')
+    t.equal(again.status, 200, again.text)
+    t.match(again.body, { accepted: 0, duplicates: 1 })
+    t.same(again.body.results?.[0]?.seqs, first.body.results?.[0]?.seqs)
+    t.same((await post('a', 1, 0, 'k1')).body, again.body, 'its own repeat as well')
+    isProblem(t, await post('zombie', 0, 1, 'k2'), 403, 'PRODUCER_FENCED')
+    isProblem(t, await post('other', 1, 1, 'k1'), 409, 'IDEMPOTENCY_CONFLICT')
+    isProblem(t, await client.append(runId, event('other'), { 'idempotency-key': 'k1' }), 409, 'IDEMPOTENCY_CONFLICT')
+    t.match((await client.append(runId, event('a'), { 'idempotency-key': 'k1' })).body, { duplicates: 1 })
+    t.equal((await post('b', 1, 1, 'k2')).status, 200, 'the producer goes on')
+    t.same(await names(runId), ['a', 'b'])
   })
   await t.test('are counted for each producer and each run', async (t) => {
     const [one, other] = [await newRun(), await newRun()]

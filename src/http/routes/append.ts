@@ -71,14 +71,16 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
 
       const append = async (items: RawItem[], hash: () => string, commit = log.append): Promise<void> => {
         const appendItems = items.map((item) => toAppendItem(mask.item(item), format, access.keyName))
-        const base = producer ? `p:${producer.id.length}:${producer.id}:${producer.epoch}:${producer.seq}` : idempotencyKey && `k:${idempotencyKey}`
+        const ofProducer = producer && `p:${producer.id.length}:${producer.id}:${producer.epoch}:${producer.seq}:${slice}`
+        const ofKey = idempotencyKey && `k:${idempotencyKey}:${slice}`
+        const key = ofProducer ?? ofKey
         const receipt = await store(commit, access.workspaceId, runId, {
           receivedAt: new Date().toISOString(),
           items: appendItems,
           ...(slice === 0 && headers['if-match'] !== undefined && { ifMatch: Number(headers['if-match'].slice(1, -1)) }),
           ...(producer && { producer }),
           ...(headers['x-worker-id'] !== undefined && { workerId: headers['x-worker-id'] }),
-          ...(base && { requestKey: { key: `${base}:${slice}`, hash: hash() } }),
+          ...(key !== undefined && { requestKey: { key, also: ofProducer && ofKey, hash: hash() } }),
         })
         slice++
         tally.add(receipt)

@@ -27,11 +27,17 @@ export const EventsBody = {
 const wholeNumber = Type.String({ pattern: '^(0|[1-9][0-9]{0,15})$' })
 
 export const AppendHeaders = Type.Object({
-  'idempotency-key': Type.Optional(Type.String({ minLength: 1, maxLength: 255 })),
+  'idempotency-key': Type.Optional(
+    Type.String({
+      minLength: 1,
+      maxLength: 255,
+      description: 'the same request again, to the byte, is answered as the first; another one is 409. Goes with the headers of a producer as well',
+    }),
+  ),
   'if-match': Type.Optional(Type.String({ pattern: '^"(0|[1-9][0-9]{0,15})"$', description: 'the head that the run must have, such as "12"' })),
   'producer-id': Type.Optional(Type.String({ minLength: 1, maxLength: 255 })),
   'producer-epoch': Type.Optional(wholeNumber),
-  'producer-seq': Type.Optional(wholeNumber),
+  'producer-seq': Type.Optional({ ...wholeNumber, description: 'from 0 in each epoch. The same again is answered as the first; with another body it is 409' }),
   prefer: Type.Optional(Type.String()),
   'x-worker-id': Type.Optional(
     Type.String({ minLength: 1, maxLength: 256, description: 'the worker that claimed the run: refused with 409 once its lease is lost' }),
