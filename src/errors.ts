@@ -32,6 +32,16 @@ export interface ProblemField {
   message: string
 }
 
+/** What of a request was stored before it was refused. Seqs are null where there are none. */
+export interface StoredPart {
+  accepted: number
+  duplicates: number
+  rejected: number
+  firstSeq: number | null
+  lastSeq: number | null
+  headSeq: number
+}
+
 /** An error that a caller may see. `detail` must not hold anything that the caller may not know. */
 export class RunplaneError extends Error {
   readonly code: ErrorCode
@@ -39,14 +49,21 @@ export class RunplaneError extends Error {
   readonly errors: ProblemField[] | undefined
   /** Response headers, such as `Retry-After` (seconds). */
   readonly headers: Record<string, string>
+  /** Undefined where nothing is stored. */
+  readonly stored: StoredPart | undefined
 
-  constructor(code: ErrorCode, detail: string, options: { errors?: ProblemField[]; headers?: Record<string, string>; cause?: unknown } = {}) {
+  constructor(
+    code: ErrorCode,
+    detail: string,
+    options: { errors?: ProblemField[]; headers?: Record<string, string>; stored?: StoredPart; cause?: unknown } = {},
+  ) {
     super(detail, options.cause === undefined ? undefined : { cause: options.cause })
     this.name = 'RunplaneError'
     this.code = code
     this.status = ERROR_CATALOGUE[code].status
     this.errors = options.errors
     this.headers = options.headers ?? {}
+    this.stored = options.stored
   }
 }
 

@@ -1,4 +1,5 @@
 /** Adds up the receipts of a request's slices into its one answer. Bounded: past a limit results are counted, not listed; rejected ones always stay up to it. */
+import type { StoredPart } from '../errors.js'
 import type { AppendReceipt, ItemResult } from '../log/append-request.js'
 import type { AppendAnswer } from './schemas/append.js'
 
@@ -8,6 +9,7 @@ export interface Tally {
   add(receipt: AppendReceipt): void
   /** 200; 207 where some items were rejected, 422 where all were. */
   status(): 200 | 207 | 422
+  totals(): StoredPart
   answer(runId: string): AppendAnswer
 }
 
@@ -22,6 +24,7 @@ export function createTally(minimal: boolean): Tally {
   let firstSeq: number | null = null
   let lastSeq: number | null = null
   let headSeq = 0
+  const totals = () => ({ accepted, duplicates, rejected, firstSeq, lastSeq, headSeq })
   return {
     add(receipt) {
       headSeq = receipt.headSeq
@@ -43,8 +46,9 @@ export function createTally(minimal: boolean): Tally {
       if (rejected === 0) return 200
       return accepted + duplicates === 0 ? 422 : 207
     },
+    totals,
     answer(runId) {
-      const answer: AppendAnswer = { runId, accepted, duplicates, rejected, firstSeq, lastSeq, headSeq }
+      const answer: AppendAnswer = { runId, ...totals() }
       if (!minimal || results.length > 0) answer.results = results
       if (truncated > 0) answer.truncatedResults = truncated
       return answer

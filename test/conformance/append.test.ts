@@ -1,9 +1,12 @@
 /** Posting events as the contract has it: receipts, deduplication, atomicity, faithfulness, limits, and the formats end to end. */
+import { once } from 'node:events'
+import { type IncomingMessage, request } from 'node:http'
+import { text } from 'node:stream/consumers'
 import t, { type Test } from 'tap'
-import { type Answer, type CanonicalEvent, type Page, type Problem, type RunRecord, seqsUpTo } from '../support/http.js'
+import { type Answer, type CanonicalEvent, eventually, type Page, type Problem, type RunRecord, seqsUpTo } from '../support/http.js'
 import { newId, target } from './target.js'
 
-const { client } = await target(t)
+const { client, url, headers: ownHeaders } = await target(t)
 
 function isProblem(t: Test, answer: Answer<unknown>, status: number, code: string): void {
   t.equal(answer.status, status, answer.text.slice(0, 300))
@@ -299,6 +302,78 @@ t.test('NDJSON', async (t) => {
       timeoutMs: 60_000,
     })
     t.equal(again.body.duplicates, 12_000, 'all of it may be retried')
+  })
+  /** A body that is sent bit by bit. */
+  const upload = (runId: string, headers: Record<string, string>) => {
+    const sending = request(`${url}/runs/${runId}/events`, { method: 'POST', headers: { ...ownHeaders, ...ndjson, ...headers } })
+    const answered = once(sending, 'response')
+    const write = (...named: string[]) => sending.write(named.map((name) => `${JSON.stringify(event(name))}\n`).join(''))
+    return {
+      write,
+      /** Resolves when the run has come so far. */
+      writeUpTo: async (headSeq: number, ...named: string[]) => {
+        write(...named)
+        await eventually(`seq ${headSeq}`, async () => (await client.get<RunRecord>(`/runs/${runId}`)).body.lastSeq >= headSeq || undefined)
+      },
+      end: async () => {
+        sending.end()
+        const [answer] = (await answered) as [IncomingMessage]
+        const { statusCode: status = 0, headers } = answer
+        const body = await text(answer)
+        const problem = { status, headers: new Headers({ 'content-type': headers['content-type'] ?? '' }), text: body, body: undefined }
+        return { problem, status, body: JSON.parse(body) }
+      },
+    }
+  }
+  await t.test('with If-Match is next to each other, or refused where somebody else came between, with what was stored before', async (t) => {
+    const runId = await newRun()
+    const head = (await client.get<RunRecord>(`/runs/${runId}`)).body.lastSeq
+    const alone = upload(runId, { 'if-match': `"${head}"` })
+    await alone.writeUpTo(head + 1, 'a')
+    await alone.writeUpTo(head + 3, 'b', 'c')
+    alone.write('d')
+    t.match(await alone.end(), { status: 200, body: { accepted: 4, firstSeq: head + 1, lastSeq: head + 4, headSeq: head + 4 } })
+
+    const disturbed = upload(runId, { 'if-match': `"${head + 4}"` })
+    await disturbed.writeUpTo(head + 6, 'e', 'f')
+    await client.append(runId, event('another'))
+    disturbed.write('g')
+    const { problem, body } = await disturbed.end()
+    isProblem(t, problem, 412, 'PRECONDITION_FAILED')
+    t.same(body.stored, { accepted: 2, duplicates: 0, rejected: 0, firstSeq: head + 5, lastSeq: head + 6, headSeq: head + 6 })
+    t.match(body.detail, `up to seq ${head + 6}`)
+    t.same(await names(runId), ['a', 'b', 'c', 'd', 'e', 'f', 'another'])
+
+    const free = upload(runId, {})
+    await free.writeUpTo(head + 8, 'h')
+    await client.append(runId, event('another'))
+    free.write('i')
+    t.match(await free.end(), { status: 200, body: { accepted: 2 } }, 'without it others may come between')
+  })
+  await t.test('with If-Match and a key is done to its end when it is sent again', async (t) => {
+    const runId = await newRun()
+    const head = (await client.get<RunRecord>(`/runs/${runId}`)).body.lastSeq
+    const lines = Array.from({ length: 1500 }, (_, index) => JSON.stringify(event(`n${index}`))).join('\n')
+    const headers = { ...ndjson, 'if-match': `"${head}"`, 'idempotency-key': 'k', prefer: 'return=minimal' }
+    t.match((await client.append(runId, lines, headers)).body, { accepted: 1500 })
+    await client.append(runId, event('another'))
+    const again = await client.append(runId, lines, headers)
+    t.equal(again.status, 200, again.text)
+    t.match(again.body, { accepted: 0, duplicates: 1500, lastSeq: head + 1500 })
+  })
+  await t.test('that is refused on its way says what of it is stored', async (t) => {
+    const runId = await newRun()
+    const head = (await client.get<RunRecord>(`/runs/${runId}`)).body.lastSeq
+    const zombie = upload(runId, { 'producer-id': 'p', 'producer-epoch': '0', 'producer-seq': '0' })
+    await zombie.writeUpTo(head + 1000, ...Array.from({ length: 1000 }, (_, index) => `n${index}`))
+    t.equal((await client.append(runId, event('heir'), { 'producer-id': 'p', 'producer-epoch': '1', 'producer-seq': '0' })).status, 200)
+    zombie.write('late')
+    const { problem, body } = await zombie.end()
+    isProblem(t, problem, 403, 'PRODUCER_FENCED')
+    t.same(body.stored, { accepted: 1000, duplicates: 0, rejected: 0, firstSeq: head + 1, lastSeq: head + 1000, headSeq: head + 1000 })
+    const first = await client.append(runId, `${JSON.stringify(event('late'))}\n`, { ...ndjson, 'if-match': '"0"' })
+    isProblem(t, first, 412, 'PRECONDITION_FAILED')
+    t.notOk('stored' in JSON.parse(first.text), 'nothing of it is')
   })
   await t.test('keeps what comes before and after a broken line, which is a rejected item', async (t) => {
     const runId = await newRun()

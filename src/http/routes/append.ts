@@ -8,7 +8,7 @@ import { createHash } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { Config } from '../../config.js'
-import { RunplaneError, runNotFound } from '../../errors.js'
+import { RunplaneError, runNotFound, type StoredPart } from '../../errors.js'
 import { explain } from '../../ingest/explain.js'
 import type { Format } from '../../ingest/format.js'
 import { createNdjsonSplitter, type ItemLimits, type RawItem, splitJsonBody } from '../../ingest/json-items.js'
@@ -19,6 +19,7 @@ import type { GroupCommit } from '../../log/group-commit.js'
 import type { RunKeys } from '../../log/run-keys.js'
 import type { Metrics } from '../../ops/metrics.js'
 import { createTally } from '../append-tally.js'
+import { catalogued } from '../plugins/errors.js'
 import { AppendAnswer, type AppendHeaders, AppendHeaders as AppendHeadersSchema, AppendQuery, EventsBody, ExplainAnswer } from '../schemas/append.js'
 import { reference } from '../schemas/reference.js'
 import { RunParams } from '../schemas/run.js'
@@ -77,7 +78,8 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
         const receipt = await store(commit, access.workspaceId, runId, {
           receivedAt: new Date().toISOString(),
           items: appendItems,
-          ...(slice === 0 && headers['if-match'] !== undefined && { ifMatch: Number(headers['if-match'].slice(1, -1)) }),
+          // Of the slices after the first: nobody came between.
+          ...(headers['if-match'] !== undefined && { ifMatch: Math.max(Number(headers['if-match'].slice(1, -1)), tally.totals().lastSeq ?? 0) }),
           ...(producer && { producer }),
           ...(headers['x-worker-id'] !== undefined && { workerId: headers['x-worker-id'] }),
           ...(key !== undefined && { requestKey: { key, also: ofProducer && ofKey, hash: hash() } }),
@@ -95,8 +97,11 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
         if ((await runKeys.find(access.workspaceId, runId)) === undefined) throw runNotFound(runId)
         // Repeats are known by their slices, which must then be cut the same.
         const prompt = !producer && idempotencyKey === undefined
-        for await (const { items, hash } of slices(body, limits, prompt)) {
-          await append(items, hash, log.appendWhenRoom)
+        try {
+          for await (const { items, hash } of slices(body, limits, prompt)) await append(items, hash, log.appendWhenRoom)
+        } catch (error) {
+          // Nobody but us knows what is stored by now.
+          throw slice === 0 ? error : refusedOnItsWay(catalogued(error, request), tally.totals())
         }
         if (slice === 0) throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send a JSON object a line.')
       } else throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send one JSON object, an array of objects, or {"events":[...]}.')
@@ -147,6 +152,12 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
     }
     throw runNotFound(runId)
   }
+}
+
+function refusedOnItsWay(error: RunplaneError, stored: StoredPart): RunplaneError {
+  const { accepted, duplicates, rejected, lastSeq } = stored
+  const taken = `Before that ${accepted} lines were stored, ${duplicates} were known and ${rejected} rejected${lastSeq === null ? '' : `, up to seq ${lastSeq}`}.`
+  return new RunplaneError(error.code, `${error.message} ${taken}`, { errors: error.errors, headers: error.headers, stored, cause: error })
 }
 
 function toAppendItem(item: RawItem, format: Format, defaultSource: string): AppendItem {
@@ -200,10 +211,7 @@ async function* slices(body: IncomingMessage, limits: ItemLimits, prompt: boolea
   }
   // A body that was cut off ends here as well: without its end, its last line is not one.
   if (!body.complete)
-    throw new RunplaneError(
-      'VALIDATION_ERROR',
-      'The body broke off. The lines before may be stored or not: send it again, with event ids so that none is stored twice.',
-    )
+    throw new RunplaneError('VALIDATION_ERROR', 'The body broke off. Send it again, with event ids or an Idempotency-Key, so that nothing is stored twice.')
   yield* take(splitter.end())
   if (items.length > 0) yield cut()
 }

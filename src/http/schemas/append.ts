@@ -34,7 +34,12 @@ export const AppendHeaders = Type.Object({
       description: 'the same request again, to the byte, is answered as the first; another one is 409. Goes with the headers of a producer as well',
     }),
   ),
-  'if-match': Type.Optional(Type.String({ pattern: '^"(0|[1-9][0-9]{0,15})"$', description: 'the head that the run must have, such as "12"' })),
+  'if-match': Type.Optional(
+    Type.String({
+      pattern: '^"(0|[1-9][0-9]{0,15})"$',
+      description: 'the head that the run must have, such as "12"; of NDJSON also that nobody else writes between its lines',
+    }),
+  ),
   'producer-id': Type.Optional(Type.String({ minLength: 1, maxLength: 255 })),
   'producer-epoch': Type.Optional(wholeNumber),
   'producer-seq': Type.Optional({ ...wholeNumber, description: 'from 0 in each epoch. The same again is answered as the first; with another body it is 409' }),

@@ -13,6 +13,19 @@ export const Problem = Type.Object(
     detail: Type.String({ description: 'what is wrong with this request, and what to do next' }),
     requestId: Type.String({ description: 'also in the header x-request-id and in the log' }),
     errors: Type.Optional(Type.Array(Type.Object({ path: Type.String({ examples: ['body/tags/0'] }), message: Type.String() }))),
+    stored: Type.Optional(
+      Type.Object(
+        {
+          accepted: Type.Integer({ minimum: 0 }),
+          duplicates: Type.Integer({ minimum: 0 }),
+          rejected: Type.Integer({ minimum: 0 }),
+          firstSeq: Type.Union([Type.Integer({ minimum: 1 }), Type.Null()]),
+          lastSeq: Type.Union([Type.Integer({ minimum: 1 }), Type.Null()]),
+          headSeq: Type.Integer({ minimum: 0 }),
+        },
+        { description: 'only where an NDJSON body was refused on its way: what became of its lines before, as in the answer to a whole one' },
+      ),
+    ),
   },
   { $id: 'Problem', description: 'An error (RFC 9457)' },
 )
@@ -28,5 +41,6 @@ export function toProblem(error: RunplaneError, requestId: string): Problem {
     detail: error.message,
     requestId,
     ...(error.errors && error.errors.length > 0 && { errors: error.errors }),
+    ...(error.stored && { stored: error.stored }),
   }
 }
