@@ -1,7 +1,7 @@
 /**
  * API keys: `rp_` and 32 random bytes as base64url, shown once, kept as their SHA-256.
- * Once there is a key there is always an admin key: the first one must be admin, and the last admin cannot be revoked,
- * because a service without a key is open. Lookups are cached for a second; what this process changes counts at once.
+ * Once there is a key there is always an admin key of the default workspace, which manages all: the first one must be that, and the last one
+ * cannot be revoked, because a service without a key is open, and one without that key is locked. Lookups are cached for a second; what this process changes counts at once.
  */
 import { createHash, randomBytes, timingSafeEqual } from 'node:crypto'
 import { and, asc, eq, isNull, ne } from 'drizzle-orm'
@@ -35,12 +35,12 @@ export interface Keys {
   /**
    * @param input.workspace the workspace's name, which is made if it is not there; none: the maker's own.
    * @param by who makes it; none: the operator, at the command line. Only the default workspace makes keys for others.
-   * @throws FORBIDDEN for another workspace, INVALID_STATE_TRANSITION for a first key that is not admin.
+   * @throws FORBIDDEN for another workspace, INVALID_STATE_TRANSITION for a first key that is not an admin key of the default workspace.
    */
   create(input: { name: string; role: Role; workspace?: string }, by?: Pick<Access, 'workspaceId'>): Promise<CreatedKey>
   /** Without the revoked ones, oldest first; of one workspace or of all. */
   list(workspaceId?: string): Promise<KeyRecord[]>
-  /** @throws NOT_FOUND, or INVALID_STATE_TRANSITION for the last admin key. */
+  /** @throws NOT_FOUND, or INVALID_STATE_TRANSITION for the last admin key of the default workspace. */
   revoke(id: string, workspaceId?: string): Promise<void>
   /** Who holds this key; undefined if nobody does. */
   authenticate(key: string): Promise<Access | undefined>
@@ -78,12 +78,6 @@ export function createKeys({ db }: Pick<Database, 'db'>, { adminApiKey, now = Da
           .from(apiKeys)
           .where(and(eq(apiKeys.role, 'admin'), isNull(apiKeys.revokedAt)))
           .limit(1)
-        if (!admin && role !== 'admin' && !adminHash) {
-          throw new RunplaneError(
-            'INVALID_STATE_TRANSITION',
-            `The first key must have the role admin: with a ${role} key alone nobody could manage keys. Make an admin key first.`,
-          )
-        }
         const own = await findWorkspace(tx, by.workspaceId)
         if (workspace !== undefined && workspace !== own.name && own.id !== DEFAULT_WORKSPACE_ID) {
           throw new RunplaneError(
@@ -92,6 +86,12 @@ export function createKeys({ db }: Pick<Database, 'db'>, { adminApiKey, now = Da
           )
         }
         const home = workspace === undefined ? own : await ensureWorkspace(tx, workspace)
+        if (!admin && !adminHash && (role !== 'admin' || home.id !== DEFAULT_WORKSPACE_ID)) {
+          throw new RunplaneError(
+            'INVALID_STATE_TRANSITION',
+            'The first key must be an admin key of the default workspace: without one nobody could manage the keys. Make that one first.',
+          )
+        }
         const [row] = await tx
           .insert(apiKeys)
           .values({ id: uuidv7(now()), workspaceId: home.id, name, role, hash: sha256(key), createdAt: new Date(now()).toISOString() })
@@ -124,19 +124,22 @@ export function createKeys({ db }: Pick<Database, 'db'>, { adminApiKey, now = Da
       await db.transaction(async (tx) => {
         await tx.execute('lock table api_keys in share row exclusive mode')
         const [key] = await tx
-          .select({ role: apiKeys.role })
+          .select({ role: apiKeys.role, workspaceId: apiKeys.workspaceId })
           .from(apiKeys)
           .where(and(eq(apiKeys.id, id), isNull(apiKeys.revokedAt), workspaceId === undefined ? undefined : eq(apiKeys.workspaceId, workspaceId)))
         if (!key) throw new RunplaneError('NOT_FOUND', `There is no key with the id '${id}'. GET /keys lists the keys that there are.`)
+        const isDefault = key.workspaceId === DEFAULT_WORKSPACE_ID
+        const ofDefault = isDefault ? eq(apiKeys.workspaceId, DEFAULT_WORKSPACE_ID) : undefined
         const [other] = await tx
           .select({ id: apiKeys.id })
           .from(apiKeys)
-          .where(and(ne(apiKeys.id, id), eq(apiKeys.role, 'admin'), isNull(apiKeys.revokedAt)))
+          .where(and(ne(apiKeys.id, id), eq(apiKeys.role, 'admin'), isNull(apiKeys.revokedAt), ofDefault))
           .limit(1)
         if (!other && key.role === 'admin' && !adminHash) {
           throw new RunplaneError(
             'INVALID_STATE_TRANSITION',
-            'This is the last admin key: without it the service would be open to everyone. Make another admin key first.',
+            `This is the last admin key${isDefault ? ' of the default workspace' : ''}: without it nobody could manage the keys, or anybody could do anything. ` +
+              'Make another one first (POST /keys, or npx runplane keys create).',
           )
         }
         await tx

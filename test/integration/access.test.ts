@@ -189,6 +189,27 @@ t.test('the last admin key stays, and the first key is one: a service with keys 
   t.equal(await keys.exist(), true)
 })
 
+t.test('the default workspace keeps an admin key, whoever else has one', async (t) => {
+  const { app, keys } = await baseApp(t, await withoutKeys())
+  t.match(
+    await call(app, { url: '/keys', method: 'POST', payload: { name: 'x', role: 'admin', workspace: 'team-c' } }),
+    { status: 409, body: { code: 'INVALID_STATE_TRANSITION', detail: /first key must/ } },
+    'one of another workspace would lock out the default one',
+  )
+  const root = await keys.create({ name: 'root', role: 'admin' })
+  const theirs = await keys.create({ name: 'theirs', role: 'admin', workspace: 'team-c' })
+  const refused = await call(app, { url: `/keys/${root.id}`, method: 'DELETE', headers: bearer(root.key) })
+  t.match(refused, { status: 409, body: { code: 'INVALID_STATE_TRANSITION', detail: /last admin key of the default workspace.*POST \/keys/ } })
+  t.match(await call(app, { url: '/admin', headers: bearer(root.key) }), { status: 200 }, 'it stays')
+  const heir = await keys.create({ name: 'heir', role: 'admin' })
+  t.match(await call(app, { url: `/keys/${root.id}`, method: 'DELETE', headers: bearer(root.key) }), { status: 204 })
+  t.match(
+    await call(app, { url: `/keys/${theirs.id}`, method: 'DELETE', headers: bearer(heir.key) }),
+    { status: 204 },
+    'one of another workspace may be the last of it',
+  )
+})
+
 t.test('a key belongs to one workspace, and manages the keys of that one only', async (t) => {
   const { app, keys } = await baseApp(t, await withoutKeys())
   const root = await keys.create({ name: 'root', role: 'admin' })

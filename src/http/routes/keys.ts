@@ -19,7 +19,7 @@ export function keysRoutes({ keys }: { keys: Keys }): FastifyPluginAsyncTypebox 
           operationId: 'createKey',
           summary: 'Make an API key',
           description:
-            'The key is in this answer and nowhere else. The first key must be an admin key; from then on every request needs a key. ' +
+            'The key is in this answer and nowhere else. The first key must be an admin key of the default workspace; from then on every request needs a key. ' +
             'With `workspace`, an admin of the default workspace makes a key of another workspace, which is made if it is not there.',
           tags: ['access'],
           body: reference(NewKey),
@@ -55,7 +55,8 @@ export function keysRoutes({ keys }: { keys: Keys }): FastifyPluginAsyncTypebox 
         schema: {
           operationId: 'revokeKey',
           summary: 'Revoke an API key',
-          description: 'It is refused at once by this instance, and within a second by others. The last admin key cannot be revoked (409).',
+          description:
+            'It is refused at once by this instance, and within a second by others. The last admin key of the default workspace cannot be revoked (409).',
           tags: ['access'],
           params: Type.Object({ id: Type.String({ format: 'uuid' }) }),
           response: { 204: Type.Null({ description: 'Revoked' }) },
