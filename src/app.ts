@@ -24,6 +24,7 @@ import { corsPlugin } from './http/plugins/cors.js'
 import { docsPlugin } from './http/plugins/docs.js'
 import { errorsPlugin } from './http/plugins/errors.js'
 import { maskingPlugin } from './http/plugins/masking.js'
+import { queryNumbersPlugin } from './http/plugins/query-numbers.js'
 import { requestsPlugin } from './http/plugins/requests.js'
 import { appendRoutes } from './http/routes/append.js'
 import { artifactsRoutes } from './http/routes/artifacts.js'
@@ -230,6 +231,7 @@ export async function buildApp({
   await app.register(accessPlugin, { keys, config })
   await app.register(auditPlugin, { audit, mask })
   await app.register(bodiesPlugin, { config })
+  await app.register(queryNumbersPlugin)
   await app.register(maskingPlugin, { mask })
   await app.register(docsPlugin)
 
