@@ -10,7 +10,11 @@ export const DEFAULT_PAGE_LIMIT = 200
 const limit = Type.Optional(Type.Integer({ minimum: 1, maximum: 1000, default: DEFAULT_PAGE_LIMIT, description: 'events of a page at most' }))
 
 /** Cursors are texts here: what is wrong with one is CURSOR_INVALID, and says so. */
-const afterSeq = Type.Optional(Type.String({ description: 'the seq of the last event that you have; none: from the start', examples: ['0', '41'] }))
+const seqDescription = 'the seq of the last event that you have; none: from the start'
+const afterSeq = Type.Optional(Type.String({ description: `${seqDescription}. Beyond the head: 400, which says the head`, examples: ['0', '41'] }))
+const afterSeqOfPage = Type.Optional(
+  Type.String({ description: `${seqDescription}. Beyond the head: an empty page, whose \`headSeq\` says so`, examples: ['0', '41'] }),
+)
 const boolean = (description: string) =>
   Type.Optional(Type.Unsafe<'true' | 'false'>({ type: 'string', enum: ['true', 'false'], default: 'false', description }))
 const types = Type.Optional(
@@ -56,7 +60,7 @@ export const StreamHeaders = Type.Object({
   ),
 })
 
-export const EventsQuery = Type.Object({ afterSeq, limit, ...filters })
+export const EventsQuery = Type.Object({ afterSeq: afterSeqOfPage, limit, ...filters })
 export type EventsQuery = Static<typeof EventsQuery>
 
 export const RawQuery = Type.Object({
