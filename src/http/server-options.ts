@@ -26,8 +26,8 @@ export function serverOptions(
       // One with a secret in it is none: it would be stored and logged.
       return typeof given === 'string' && REQUEST_ID.test(given) && mask.text(given) === given ? given : uuidv7()
     },
-    // plugins/errors.ts refuses it with problem details; Node's own answer has no body.
-    http: { requireHostHeader: false },
+    // plugins/errors.ts refuses a request without a Host, or with two, with problem details: Node's own answer has no body, and of two it takes the first.
+    http: { requireHostHeader: false, joinDuplicateHeaders: true },
     bodyLimit: config.MAX_BODY_BYTES,
     trustProxy: config.TRUST_PROXY,
     routerOptions: { maxParamLength: MAX_PARAM_LENGTH },

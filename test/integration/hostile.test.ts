@@ -338,6 +338,9 @@ t.test('bytes that are not HTTP, and bodies that never end, leave nothing behind
       /^HTTP\/1\.1 400/,
     ],
     ['a chunk whose length is none', raw([head('chunked'), 'zz\r\nhello\r\n'], 2000), /^HTTP\/1\.1 400/],
+    ['two Hosts', raw([`GET /runs HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n`], 2000), /^HTTP\/1\.1 400 .*VALIDATION_ERROR/s],
+    ['a second Host that is no loopback', raw([`GET /runs HTTP/1.1\r\nHost: 127.0.0.1\r\nhost: evil.example\r\n\r\n`], 2000), /^HTTP\/1\.1 400/],
+    ['CONNECT', raw([`CONNECT example.com:443 HTTP/1.1\r\nHost: example.com:443\r\n\r\n`], 2000), /^HTTP\/1\.1 405 .*problem\+json.*METHOD_NOT_ALLOWED/s],
     ['no Host', raw([`GET /runs HTTP/1.1\r\n\r\n`], 2000), /^HTTP\/1\.1 4/],
     ['a Host that is no loopback', raw([`GET /runs HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n`], 2000), /^HTTP\/1\.1 4/],
     [

@@ -5,6 +5,7 @@
 import { STATUS_CODES } from 'node:http'
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
+import { uuidv7 } from '../../domain/ids.js'
 import { ERROR_CATALOGUE, type ErrorCode, type ProblemField, RunplaneError } from '../../errors.js'
 import { PROBLEM_CONTENT_TYPE, toProblem } from '../schemas/problem.js'
 import { createRouteMatcher } from './route-matcher.js'
@@ -21,9 +22,17 @@ export const errorsPlugin = fastifyPlugin(
     // Node's own answer to an Expect that it does not know has no body. RFC 9110, section 10.1.1, lets it be ignored.
     app.server.on('checkExpectation', (request, response) => app.server.emit('request', request, response))
 
+    // Node closes its connection without a word, unless somebody listens.
+    app.server.on('connect', (_request, socket) => {
+      socket.on('error', () => {})
+      endWithProblem(socket, new RunplaneError('METHOD_NOT_ALLOWED', 'This is no proxy: CONNECT is not taken.', { headers: { allow: '' } }), uuidv7())
+    })
+
     app.addHook('onRequest', async (request) => {
-      if (request.headers.host === undefined && request.raw.httpVersion === '1.1')
-        throw new RunplaneError('VALIDATION_ERROR', 'A request of HTTP/1.1 has the header Host.')
+      const { host } = request.headers
+      if (host === undefined && request.raw.httpVersion === '1.1') throw new RunplaneError('VALIDATION_ERROR', 'A request of HTTP/1.1 has the header Host.')
+      // Joined by Node. RFC 9112, section 3.2: two are refused, since another server may go by the other one.
+      if (host?.includes(', ')) throw new RunplaneError('VALIDATION_ERROR', 'A request has one header Host.')
       if (request.url.includes('%00')) throw new RunplaneError('VALIDATION_ERROR', 'The URL must not contain %00: no id, name or text may hold a NUL.')
       if (request.url.includes('%') && !isPercentEncoding(request.url))
         throw new RunplaneError('VALIDATION_ERROR', 'The URL is not valid percent-encoding of UTF-8.')
@@ -152,8 +161,13 @@ export function brokenHttp(
       : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
         ? new RunplaneError('REQUEST_TIMEOUT', 'The request did not arrive in time. Send it again.')
         : new RunplaneError('VALIDATION_ERROR', error.code === 'HPE_INVALID_EOF_STATE' ? BROKE_OFF : 'This is not a valid HTTP request.')
+  endWithProblem(socket, problem, requestId)
+}
+
+function endWithProblem(socket: { end(text: string): void }, problem: RunplaneError, requestId: string): void {
   const body = JSON.stringify(toProblem(problem, requestId))
+  const headers = Object.entries(problem.headers).map(([name, value]) => `${name}: ${value}\r\n`)
   socket.end(
-    `HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\ncontent-type: ${PROBLEM_CONTENT_TYPE}\r\ncontent-length: ${Buffer.byteLength(body)}\r\nx-request-id: ${requestId}\r\nconnection: close\r\n\r\n${body}`,
+    `HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status]}\r\n${headers.join('')}content-type: ${PROBLEM_CONTENT_TYPE}\r\ncontent-length: ${Buffer.byteLength(body)}\r\nx-request-id: ${requestId}\r\nconnection: close\r\n\r\n${body}`,
   )
 }
