@@ -59,7 +59,7 @@ export interface Cluster {
 export function prepareCluster(options: { dataDir: string; platform: string }): Cluster {
   const dataDir = resolve(options.dataDir)
   try {
-    mkdirSync(dataDir, { recursive: true })
+    makeFolder(dataDir)
     accessSync(dataDir, constants.W_OK | constants.X_OK)
     const directory = join(realpathSync(dataDir), 'postgres')
     const owner = ownerOf(directory)
@@ -70,6 +70,18 @@ export function prepareCluster(options: { dataDir: string; platform: string }): 
     return { directory, ownName: ownName(directory), socketPath: shortSocketPath(directory), logPath: join(dataDir, 'postgres.log'), owner, binaries }
   } catch (error) {
     throw explained(error, dataDir)
+  }
+}
+
+/** Node's own recursive way never returns where a folder that is there takes none, as /proc: it takes the ENOENT for a parent that is missing. */
+function makeFolder(path: string): void {
+  const parent = dirname(path)
+  if (!existsSync(parent)) makeFolder(parent)
+  try {
+    mkdirSync(path)
+  } catch (error) {
+    if (isCode(error, 'ENOENT')) throw new EmbeddedDatabaseError(`DATA_DIR: ${path} cannot be made. Set DATA_DIR to another folder, or set DATABASE_URL.`)
+    if (!isCode(error, 'EEXIST') || !statSync(path, { throwIfNoEntry: false })?.isDirectory()) throw error
   }
 }
 

@@ -307,6 +307,21 @@ test('runs for a user who is not root, and tells another one whose files these a
   t.match(foreign.said, /failed: DATA_DIR .* cannot hold the embedded database: permission denied\. .*Or set DATABASE_URL/)
 })
 
+test('says what to do about a folder that cannot be made', { timeout: 120_000, skip: process.platform !== 'linux' && 'there is no /proc' }, async (t) => {
+  for (const [dataDir, path] of [
+    ['/proc/runplane', '/proc/runplane'],
+    ['/proc/runplane/below', '/proc/runplane'],
+  ] as const)
+    t.equal((await startService(t, dataDir)).said, `failed: DATA_DIR: ${path} cannot be made. Set DATA_DIR to another folder, or set DATABASE_URL.`)
+  const file = join(folder(t), 'file')
+  writeFileSync(file, '')
+  for (const dataDir of [file, join(file, 'below')])
+    t.match((await startService(t, dataDir)).said, /failed: DATA_DIR .* there is a file where a folder should be/)
+  const below = join(folder(t), 'one/two')
+  await (await open(t, below)).close()
+  t.ok(existsSync(join(below, 'postgres')), 'folders above it are made')
+})
+
 test('restores the links that npm left out, and copies binaries that the database may not run', async (t) => {
   const parent = folder(t)
   const owner = isRoot ? { uid: NOBODY, gid: NOBODY } : undefined
