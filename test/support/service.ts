@@ -13,7 +13,7 @@ import { fileURLToPath } from 'node:url'
 import postgres from 'postgres'
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url))
-const READY_MS = 30_000
+const READY_MS = 60_000
 const STOP_MS = 12_000
 
 /** The server that tests may make databases on; undefined where there is none. */
