@@ -318,6 +318,77 @@ t.test('the queue', async (t) => {
     if (claimed?.runId === 'taken-1') t.match((await beat('taken-1', 'w')).body, { cancelRequested: true })
     else t.equal(claimed?.runId, 'taken-2')
   })
+
+  await t.test('a claim that cannot be meant is refused, and the answer names the field', async (t) => {
+    const bad: [object | null, RegExp][] = [
+      [null, /body/],
+      [{}, /workerId/],
+      [{ queue: 'q' }, /workerId/],
+      [{ workerId: 'w' }, /queue/],
+      [{ queue: 'q', queues: ['q'], workerId: 'w' }, /one of the two/],
+      [{ queues: [], workerId: 'w' }, /queues/],
+      [{ queues: [''], workerId: 'w' }, /queues/],
+      [{ queues: ['q', null], workerId: 'w' }, /queues/],
+      [{ queues: 'q', workerId: 'w' }, /queues/],
+      [{ queues: Array.from({ length: 101 }, (_, n) => `q${n}`), workerId: 'w' }, /queues/],
+      [{ queue: null, workerId: 'w' }, /queue/],
+      [{ queue: 'a\0b', workerId: 'w' }, /queue/],
+      [{ queue: 'q'.repeat(257), workerId: 'w' }, /queue/],
+      [{ queue: 'q', workerId: 7 }, /workerId/],
+      ...[-1, 60_001, 1.5, '5', null].map((waitMs): [object, RegExp] => [{ queue: 'q', workerId: 'w', waitMs }, /waitMs/]),
+      ...[0, 999, 86_400_001, 1000.5, '5000', null].map((leaseMs): [object, RegExp] => [{ queue: 'q', workerId: 'w', leaseMs }, /leaseMs/]),
+      [{ queue: 'q', workerId: 'w', limit: 1 }, /limit/],
+    ]
+    for (const [body, named] of bad) {
+      const answer = await client.post<Problem>('/runs/claim', body)
+      t.match(answer.body, { status: 400, code: 'VALIDATION_ERROR' }, JSON.stringify(body))
+      t.match(answer.text, named)
+    }
+    for (const [path, field] of [
+      ['heartbeat', { leaseMs: 999 }],
+      ['heartbeat', { leaseMs: 86_400_001 }],
+      ['heartbeat', { delayMs: 1 }],
+      ['release', { delayMs: -1 }],
+      ['release', { delayMs: 86_400_001 }],
+      ['release', { reason: 'x' }],
+    ] as const) {
+      t.match((await client.post<Problem>(`/runs/record/${path}`, { workerId: 'w1', ...field })).body, { code: 'VALIDATION_ERROR' }, JSON.stringify(field))
+      t.match((await client.post<Problem>(`/runs/record/${path}`, field)).body, { code: 'VALIDATION_ERROR' }, 'without a worker')
+    }
+  })
+
+  await t.test('a claim takes the bounds of what it may ask for, and a queue that is named twice once', async (t) => {
+    await create({ id: 'bounds-1', queue: 'bounds' })
+    await create({ id: 'bounds-2', queue: 'bounds' })
+    t.equal((await claim(['bounds', 'bounds'], 'w', { leaseMs: 1000, waitMs: 60_000 }))?.runId, 'bounds-1')
+    const many = Array.from({ length: 100 }, (_, n) => (n === 50 ? 'bounds' : `unknown-${n}`))
+    t.match(await claim(many, 'w', { leaseMs: 86_400_000, waitMs: 0 }), { runId: 'bounds-2', lease: { leaseMs: 86_400_000 } })
+    t.equal(await claim(many, 'w'), undefined)
+  })
+
+  await t.test('a worker is called what X-Worker-Id can say, and is told apart to the letter', async (t) => {
+    await create({ id: 'named', queue: 'named' })
+    // A header holds no other text as it is: a worker with such a name could claim, and would lose each of its events.
+    for (const workerId of ['', 'wörker', '工', 'a\nb', 'a\tb', '\u007f', ' w', 'w ', 'a\0b', 'w'.repeat(257), null]) {
+      for (const path of ['claim', 'named/heartbeat', 'named/release']) {
+        const body = { workerId, ...(path === 'claim' && { queue: 'named' }) }
+        t.match((await client.post<Problem>(`/runs/${path}`, body)).body, { code: 'VALIDATION_ERROR' }, `${path} ${JSON.stringify(workerId)}`)
+      }
+    }
+    const longest = `${'~ !"#%/:\\'.repeat(40).slice(0, 255)}W`
+    t.equal((await claim('named', longest))?.runId, 'named')
+    const tell = (workerId: string) => client.append('named', { type: 'run.started' }, { 'x-worker-id': workerId })
+    for (const workerId of [longest.toLowerCase(), 'W', longest.slice(0, -1), 'holder']) {
+      t.match(await tell(workerId), { status: 409, body: { code: 'LEASE_LOST' } }, workerId)
+    }
+    for (const workerId of ['', ' ', 'w\u00f6rker', 'a\tb', `${longest}x`])
+      t.match(await tell(workerId), { status: 400, body: { code: 'VALIDATION_ERROR' } }, workerId)
+    t.equal((await run('named')).lastSeq, 3, 'nothing of it was stored')
+    t.equal((await tell(longest)).status, 200)
+    t.equal((await client.append('named', { type: 'custom.emitted', data: { name: 'other' } })).status, 200, 'who does not say who it is may tell of a run')
+    t.equal((await complete('named', longest)).status, 200)
+    t.equal((await tell(longest)).status, 409, 'a run that has ended is nobody’s')
+  })
 })
 
 t.test('a stop answers those who wait', async (t) => {

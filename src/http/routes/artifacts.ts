@@ -23,6 +23,7 @@ import { isKnown } from '../etag.js'
 import { ArtifactBody, ArtifactCommand, ArtifactList, ArtifactQuery, ContentParams, ListArtifactsQuery, StoredArtifact } from '../schemas/artifacts.js'
 import { reference } from '../schemas/reference.js'
 import { RunParams } from '../schemas/run.js'
+import { WorkerHeader } from '../schemas/worker.js'
 
 export interface ArtifactsRoutesDeps {
   config: Pick<Config, 'ARTIFACT_INLINE_BYTES' | 'MAX_ARTIFACT_BYTES' | 'MAX_BODY_BYTES' | 'BODY_TIMEOUT_MS'>
@@ -61,7 +62,7 @@ export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = a
         querystring: ArtifactQuery,
         headers: Type.Object({
           'idempotency-key': Type.Optional(Type.String({ minLength: 1, maxLength: 255 })),
-          'x-worker-id': Type.Optional(Type.String({ minLength: 1, maxLength: 256 })),
+          'x-worker-id': WorkerHeader,
         }),
         response: { 200: reference(StoredArtifact), 201: reference(StoredArtifact) },
       },

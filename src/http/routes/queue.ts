@@ -13,6 +13,7 @@ import { getRun, RunRecord } from '../../runs/record.js'
 import { goneSignal } from '../gone.js'
 import { reference } from '../schemas/reference.js'
 import { RunParams } from '../schemas/run.js'
+import { workerId as nameOfWorker } from '../schemas/worker.js'
 
 export interface QueueRoutesDeps {
   sql: Sql
@@ -23,9 +24,8 @@ export interface QueueRoutesDeps {
 
 const closed = { additionalProperties: false } as const
 /** What the database can hold: no NUL, no half of a surrogate pair. */
-const name = { minLength: 1, maxLength: 256, pattern: '^[^\\u0000\\ud800-\\udfff]*$' }
-const queue = Type.String(name)
-const workerId = Type.String({ ...name, description: 'unlike any other worker of the workspace, such as host and process' })
+const queue = Type.String({ minLength: 1, maxLength: 256, pattern: '^[^\\u0000\\ud800-\\udfff]*$' })
+const workerId = nameOfWorker('printable ASCII, unlike any other worker of the workspace, such as host and process')
 const leaseMs = Type.Optional(Type.Integer({ minimum: 1000, maximum: 86_400_000, description: 'how long the run is held unless a heartbeat comes' }))
 
 const ClaimBody = Type.Object(

@@ -2,6 +2,7 @@
 import { type Static, Type } from '@sinclair/typebox'
 import { ERROR_CATALOGUE, type ErrorCode } from '../../errors.js'
 import { NativeEvent } from '../../ingest/formats/native.js'
+import { WorkerHeader } from './worker.js'
 
 export const AppendQuery = Type.Object({
   format: Type.Optional(Type.String({ description: 'the ingest format, where the content type does not tell: native, jobs, macp' })),
@@ -44,9 +45,7 @@ export const AppendHeaders = Type.Object({
   'producer-epoch': Type.Optional(wholeNumber),
   'producer-seq': Type.Optional({ ...wholeNumber, description: 'from 0 in each epoch. The same again is answered as the first; with another body it is 409' }),
   prefer: Type.Optional(Type.String()),
-  'x-worker-id': Type.Optional(
-    Type.String({ minLength: 1, maxLength: 256, description: 'the worker that claimed the run: refused with 409 once its lease is lost' }),
-  ),
+  'x-worker-id': WorkerHeader,
 })
 export type AppendHeaders = Static<typeof AppendHeaders>
 
