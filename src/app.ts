@@ -162,6 +162,7 @@ export async function buildApp({
     database,
     outbound,
     logger,
+    mask,
     config,
     onAttempt: ({ outcome, durationMs }) => metrics.webhookAttemptSeconds.observe({ outcome }, durationMs / 1000),
   })
@@ -249,7 +250,7 @@ export async function buildApp({
   await app.register(bundlesRoutes({ exporter, importer, mask }))
   await app.register(compareRoutes({ comparer: createComparer({ sql, runStates, prices, mask, config }) }))
   await app.register(keysRoutes({ keys }))
-  await app.register(webhooksRoutes({ webhooks, outbound, timeoutMs: config.WEBHOOK_TIMEOUT_MS }))
+  await app.register(webhooksRoutes({ webhooks, outbound, mask, timeoutMs: config.WEBHOOK_TIMEOUT_MS }))
   await app.register(commandsRoutes, { sql, commands, audit })
   await app.register(auditRoutes({ audit }))
   await app.register(

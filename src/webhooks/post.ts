@@ -3,6 +3,7 @@
  * Redirects are not followed: what is signed for one address is not for another.
  */
 import { request } from 'undici'
+import type { Mask } from '../ingest/mask.js'
 import type { Outbound } from '../ops/outbound.js'
 import { VERSION } from '../ops/version.js'
 import { retryAfterMs } from './retries.js'
@@ -17,6 +18,8 @@ export interface Post {
   secrets: readonly Secret[]
   body: string
   timeoutMs: number
+  /** Of secrets in what comes back. */
+  mask: Pick<Mask, 'text'>
   /** Ends the attempt early. */
   signal: AbortSignal
 }
@@ -29,7 +32,7 @@ export type PostOutcome =
   | { kind: 'aborted' }
 
 /** @throws never */
-export async function post(outbound: Pick<Outbound, 'dispatcher'>, { id, url, secrets, body, timeoutMs, signal }: Post): Promise<PostOutcome> {
+export async function post(outbound: Pick<Outbound, 'dispatcher'>, { id, url, secrets, body, timeoutMs, mask, signal }: Post): Promise<PostOutcome> {
   const startedMs = performance.now()
   const timestampS = Math.floor(Date.now() / 1000)
   // Not AbortSignal.any(): in Node.js 20 each call leaves something behind with a signal that lives long.
@@ -58,7 +61,7 @@ export async function post(outbound: Pick<Outbound, 'dispatcher'>, { id, url, se
       headersTimeout: 0,
       bodyTimeout: 0,
     })
-    const answer = await beginningOf(response.body)
+    const answer = await beginningOf(response.body, mask)
     const retryAfter = response.headers['retry-after']
     return {
       kind: 'answered',
@@ -77,7 +80,7 @@ export async function post(outbound: Pick<Outbound, 'dispatcher'>, { id, url, se
 }
 
 /** What came of the body before its limit, its end or a fault: the status has been said already. */
-async function beginningOf(body: AsyncIterable<Buffer>): Promise<string> {
+async function beginningOf(body: AsyncIterable<Buffer>, mask: Pick<Mask, 'text'>): Promise<string> {
   const chunks: Buffer[] = []
   let bytes = 0
   try {
@@ -90,7 +93,9 @@ async function beginningOf(body: AsyncIterable<Buffer>): Promise<string> {
   } catch {
     // The connection was cut, or the time is over.
   }
-  return storable(Buffer.concat(chunks).subarray(0, MAX_ANSWER_BYTES).toString('utf8'))
+  // Cut once it is masked: a pattern does not know half of a secret.
+  const masked = mask.text(Buffer.concat(chunks).toString('utf8'))
+  return storable(Buffer.from(masked).subarray(0, MAX_ANSWER_BYTES).toString('utf8'))
 }
 
 function messageOf(error: unknown): string {

@@ -11,6 +11,7 @@ import { setTimeout as delay } from 'node:timers/promises'
 import type { BaseLogger } from 'pino'
 import type { Database } from '../db/client.js'
 import { retryDelayMs as databaseRetryMs } from '../db/retry.js'
+import type { Mask } from '../ingest/mask.js'
 import type { CommittedBatch } from '../log/committed.js'
 import type { Outbound } from '../ops/outbound.js'
 import { wants } from './event-filter.js'
@@ -35,6 +36,7 @@ export interface SenderOptions {
   database: Pick<Database, 'sql' | 'connect'>
   outbound: Pick<Outbound, 'dispatcher'>
   logger: Pick<BaseLogger, 'warn' | 'info'>
+  mask: Pick<Mask, 'text'>
   /** Of one attempt, from the connection to the end of the answer. */
   timeoutMs: number
   /** From the creation of a delivery to its last attempt. */
@@ -66,7 +68,7 @@ interface Lane {
 export type Sender = ReturnType<typeof createSender>
 
 export function createSender(options: SenderOptions) {
-  const { database, outbound, logger, timeoutMs, concurrency } = options
+  const { database, outbound, logger, mask, timeoutMs, concurrency } = options
   // A commit need not wait for the disk: what a crash of the database forgets is claimed and sent again.
   const client = database.connect({ max: CONNECTIONS, idle_timeout: 60, connection: { synchronous_commit: 'off' } })
   const outbox = createOutbox({ sql: client, lockMs: timeoutMs + (options.lockMarginMs ?? LOCK_MARGIN_MS), retryForMs: options.retryForMs })
@@ -198,7 +200,7 @@ export function createSender(options: SenderOptions) {
       return end(lane, claimed, 'dead', { made: false, lastStatus: null, lastError, lastAnswer: null }, goOn)
     }
     const body = `{"type":${JSON.stringify(claimed.type)},"timestamp":${JSON.stringify(claimed.ts)},"data":${event}}`
-    const outcome = await post(outbound, { id: claimed.id, ...endpoint, body, timeoutMs, signal: leave.signal })
+    const outcome = await post(outbound, { id: claimed.id, ...endpoint, body, timeoutMs, mask, signal: leave.signal })
     if (outcome.kind === 'aborted') {
       await outbox.release(claimed)
       return undefined

@@ -2,6 +2,7 @@
 import type { BaseLogger } from 'pino'
 import type { Config } from '../config.js'
 import type { Database } from '../db/client.js'
+import type { Mask } from '../ingest/mask.js'
 import type { Outbound } from '../ops/outbound.js'
 import { createDeliveries } from './deliveries.js'
 import { createEndpoints } from './endpoints.js'
@@ -14,6 +15,8 @@ export interface WebhooksDeps {
   database: Pick<Database, 'sql' | 'connect'>
   outbound: Outbound
   logger: Pick<BaseLogger, 'warn' | 'info'>
+  /** Of secrets in what receivers answer. */
+  mask: Pick<Mask, 'text'>
   config: Pick<
     Config,
     'WEBHOOK_TIMEOUT_MS' | 'WEBHOOK_RETRY_MS' | 'WEBHOOK_CONCURRENCY' | 'WEBHOOK_POLL_MS' | 'WEBHOOK_KEEP_DELIVERED_HOURS' | 'WEBHOOK_KEEP_DEAD_HOURS'
@@ -24,12 +27,13 @@ export interface WebhooksDeps {
 export type Webhooks = ReturnType<typeof createWebhooks>
 
 /** Sends from `start()` on. */
-export function createWebhooks({ database, outbound, logger, config, onAttempt }: WebhooksDeps) {
+export function createWebhooks({ database, outbound, logger, mask, config, onAttempt }: WebhooksDeps) {
   const { sql } = database
   const sender = createSender({
     database,
     outbound,
     logger,
+    mask,
     timeoutMs: config.WEBHOOK_TIMEOUT_MS,
     retryForMs: config.WEBHOOK_RETRY_MS,
     concurrency: config.WEBHOOK_CONCURRENCY,

@@ -283,6 +283,19 @@ t.test('of an answer the status decides, whatever its body does', async (t) => {
   t.ok(bytes < 64 * 2 ** 20, `and of the endless one ${bytes} bytes were taken`)
 })
 
+t.test('of an answer no secret is kept or shown, cut or whole', async (t) => {
+  const { client, database } = await setUp(t, { MASK_PATTERNS: 'sk-[a-z0-9]{16}' })
+  const secret = 'sk-planted012345678'
+  const body = `bad key ${secret} ${'x'.repeat(2010)}${secret}`
+  const receiver = await startReceiver(t, () => ({ status: 500, body }))
+  const webhook = await webhookFor(client, receiver)
+  await client.createRun({ id: 'run-1' })
+  const failed = await eventually('an attempt', async () => (await deliveries(client, webhook)).data.find(({ attempts }) => attempts > 0))
+  t.match(failed.lastAnswer, /^bad key \[masked:[a-p]{12}\] x+\[masked:$/)
+  t.match((await client.post<{ answer: string }>(`/webhooks/${webhook.id}/test`)).body.answer, /^bad key \[masked:[a-p]{12}\] x+/)
+  t.notMatch(JSON.stringify(await database.sql`select * from webhook_deliveries`), /sk-pl/)
+})
+
 t.test('an endpoint that answers 410 is disabled until an admin enables it', async (t) => {
   const { client } = await setUp(t)
   const receiver = await startReceiver(t, () => ({ status: 410 }))

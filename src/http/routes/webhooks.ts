@@ -3,6 +3,7 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import { uuidv7 } from '../../domain/ids.js'
+import type { Mask } from '../../ingest/mask.js'
 import type { Outbound } from '../../ops/outbound.js'
 import { DELIVERY_STATUSES, Delivery } from '../../webhooks/deliveries.js'
 import { NewWebhook, SecretRotation, Webhook, WebhookChange, WebhookWithSecret } from '../../webhooks/endpoints.js'
@@ -14,6 +15,7 @@ import { reference } from '../schemas/reference.js'
 export interface WebhooksRoutesDeps {
   webhooks: Pick<Webhooks, 'endpoints' | 'deliveries'>
   outbound: Pick<Outbound, 'dispatcher'>
+  mask: Pick<Mask, 'text'>
   timeoutMs: number
 }
 
@@ -33,7 +35,7 @@ const TestAnswer = Type.Object(
   { $id: 'WebhookTest' },
 )
 
-export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, timeoutMs }: WebhooksRoutesDeps): FastifyPluginAsyncTypebox {
+export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, mask, timeoutMs }: WebhooksRoutesDeps): FastifyPluginAsyncTypebox {
   return async (app) => {
     for (const schema of [NewWebhook, WebhookChange, SecretRotation, Webhook, WebhookWithSecret, Delivery, TestAnswer]) app.addSchema(schema)
     const tags = ['webhooks']
@@ -156,7 +158,7 @@ export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, 
         const target = await endpoints.target(request.access.workspaceId, request.params.id)
         const id = uuidv7()
         const body = JSON.stringify({ type: 'webhook.test', timestamp: new Date().toISOString(), data: { webhookId: request.params.id } })
-        const outcome = await post(outbound, { id, ...target, body, timeoutMs, signal: goneSignal(reply) })
+        const outcome = await post(outbound, { id, ...target, body, timeoutMs, mask, signal: goneSignal(reply) })
         if (outcome.kind === 'answered') {
           const { status, answer } = outcome
           const delivered = status >= 200 && status < 300
