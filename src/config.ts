@@ -56,7 +56,12 @@ export const ConfigSchema = Type.Object({
   RUN_RECOVERY_ENABLED: Type.Boolean({ default: true, description: 'false: what another instance left is not taken up here, and no deadline fails a run' }),
   RECOVERY_INTERVAL_MS: integer(100, 3_600_000, 5000, 'milliseconds between two looks for runs and sources that nobody has'),
   STARTING_TIMEOUT_MS: integer(1000, 604_800_000, 600_000, 'milliseconds after which a run that is starting and that nobody holds is failed'),
-  BINDING_TIMEOUT_MS: integer(1000, 604_800_000, 600_000, 'milliseconds that a source may take to be there before its run is failed'),
+  BINDING_TIMEOUT_MS: integer(
+    1000,
+    604_800_000,
+    600_000,
+    'milliseconds that a source may take to be there, or a run be quiet after its source has no more, before the run is failed',
+  ),
   SOURCES_MAX: integer(0, 100_000, 1000, 'sources that this instance reads at once'),
   SOURCE_LEASE_MS: integer(1000, 3_600_000, 15_000, 'milliseconds after which the sources of an instance that died are read by another'),
   SOURCE_IDLE_TIMEOUT_MS: integer(100, 86_400_000, 120_000, 'milliseconds without a byte after which a source is asked again; a source may have its own'),

@@ -257,7 +257,7 @@ export const runSources = pgTable(
     runKey: uuid('run_key').primaryKey(),
     workspaceId: uuid('workspace_id').notNull(),
     config: json('config').notNull(),
-    status: text('status', { enum: ['waiting', 'reading', 'ended', 'failed'] }).notNull(),
+    status: text('status', { enum: ['waiting', 'reading', 'drained', 'ended', 'failed'] }).notNull(),
     cursor: text('cursor'),
     ownerId: uuid('owner_id'),
     ownerExpiresAt: time('owner_expires_at'),
@@ -267,7 +267,10 @@ export const runSources = pgTable(
     error: text('error'),
     createdAt: time('created_at').notNull().defaultNow(),
   },
-  (table) => [index('run_sources_due').on(table.nextAt).where(sql`status in ('waiting', 'reading')`)],
+  (table) => [
+    index('run_sources_due').on(table.nextAt).where(sql`status in ('waiting', 'reading')`),
+    index('run_sources_drained').on(table.runKey).where(sql`status = 'drained'`),
+  ],
 )
 
 /** Workers that are still to be told, or were told, that their run is to be cancelled: of each run the last request. */

@@ -5,7 +5,8 @@
  * paused and comes back late stores nothing more. States of a source:
  *   waiting  not open yet: it is asked for again and again, until the run's deadline (recovery.ts)
  *   reading  was open; asked for again from the stored cursor whenever it closes
- *   ended    the run is over, or the source has said that there is no more (204)
+ *   drained  it has said that there is no more (204); the run has not ended, and nobody reads for it (recovery.ts)
+ *   ended    the run is over
  *   failed   another try gives the same, and the run failed with it
  * A source that closes has not ended: it may have lost its connection, or serve its events in pages.
  */
@@ -232,14 +233,14 @@ export function createAttach(deps: AttachDeps): Attach {
     return outcome.kind === 'done' && !isTerminal(outcome.receipt.status) ? 'told' : 'over'
   }
 
-  /** The source's own end: what becomes of the run is for its events or its workers to say, but for one that has had no source at all. */
+  /** The source's own end: others may still say what becomes of the run (recovery.ts), but for one that has had no source at all. */
   async function tellEnd(source: ClaimedSource, bound: boolean, cursor: string | null): Promise<void> {
     if (!bound) return fail(source, 'The source answered 204, that it has nothing, before it was open.')
     const detail = 'The source has said that there is no more (204).'
     await log.decide(source.run_key, ({ folds }) => (isTerminal(folds.run.status) ? [] : [sessionEvent(source, 'session.state.changed', 'ended', detail)]), {
       source: { ownerId, cursor },
     })
-    await finish(source, 'ended', detail)
+    await finish(source, 'drained', detail)
   }
 
   async function fail(source: ClaimedSource, reason: string): Promise<void> {
@@ -256,7 +257,7 @@ export function createAttach(deps: AttachDeps): Attach {
     await finish(source, 'failed', reason)
   }
 
-  async function finish(source: ClaimedSource, status: 'ended' | 'failed', error: string | null): Promise<void> {
+  async function finish(source: ClaimedSource, status: 'drained' | 'ended' | 'failed', error: string | null): Promise<void> {
     await sql`
       update run_sources set status = ${status}, error = ${error}, owner_id = null, owner_expires_at = null
       where run_key = ${source.run_key} and owner_id = ${ownerId}`
@@ -277,7 +278,7 @@ export function createAttach(deps: AttachDeps): Attach {
     await sql`
       update run_sources s set status = 'waiting', failures = 0, error = null, next_at = clock_timestamp(), owner_id = null, owner_expires_at = null
       from runs r where r.key = s.run_key and r.attempt > 1 and r.status <> all(string_to_array(${TERMINAL_STATUSES.join(',')}, ','))
-        and ${runKey === undefined ? sql`r.status = 'queued' and s.status in ('ended', 'failed')` : sql`s.run_key = ${runKey}`}`
+        and ${runKey === undefined ? sql`r.status = 'queued' and s.status in ('drained', 'ended', 'failed')` : sql`s.run_key = ${runKey}`}`
   }
 
   return {

@@ -114,7 +114,7 @@ export function createCommands(deps: { sql: Sql; log: GroupCommit; runKeys: RunK
       // A source goes on from its cursor: what it has brought is in the log.
       await sql`
         update run_sources s set status = 'waiting', failures = 0, error = null, next_at = clock_timestamp()
-        from runs r where r.key = s.run_key and r.workspace_id = ${workspaceId} and r.id = ${runId} and s.status in ('ended', 'failed')`
+        from runs r where r.key = s.run_key and r.workspace_id = ${workspaceId} and r.id = ${runId} and s.status in ('drained', 'ended', 'failed')`
     },
 
     async retryAsNew(workspaceId, runId, { id, delayMs = 0, reason, by, idempotencyKey }) {

@@ -3,11 +3,13 @@
  * so that two instances that find the same run fail it once, and a run that has moved on meanwhile is left alone.
  *
  * Sources that an instance left are taken up by attach.ts, and leases that workers let run out by leases.ts. What remains is a run that
- * is on its way to running and does not get there: its source is never open, or nobody holds it. It is failed after its time.
+ * is on its way to running and does not get there: its source is never open, or nobody holds it; or one that is running, whose source has no
+ * more, and that nobody else tells of. It is failed after its time.
  */
 import type { Config } from '../config.js'
 import type { Sql } from '../db/client.js'
 import type { DraftEvent } from '../domain/canonical-event.js'
+import { TERMINAL_STATUSES } from '../domain/run.js'
 import type { GroupCommit } from '../log/group-commit.js'
 
 export interface RecoveryDeps {
@@ -24,7 +26,7 @@ export interface Recovery {
 
 interface StuckRun {
   key: string
-  status: 'starting' | 'binding_session'
+  status: 'starting' | 'binding_session' | 'running'
   last_seq: number
   /** Why its source is not open. */
   source_error: string | null
@@ -44,7 +46,18 @@ export function createRecovery({ sql, log, config, logger }: RecoveryDeps): Reco
         and r.updated_at <= clock_timestamp() - interval '1 ms' *
           case r.status when 'starting' then ${config.STARTING_TIMEOUT_MS}::bigint else ${config.BINDING_TIMEOUT_MS}::bigint end
       order by random() limit ${ROUND_RUNS}`
-    await Promise.all(stuck.map(fail))
+    await sql`
+      with over as (
+        select s.run_key from run_sources s join runs r on r.key = s.run_key
+        where s.status = 'drained' and r.status = any(string_to_array(${TERMINAL_STATUSES.join(',')}, ',')) for update of s skip locked
+      )
+      update run_sources s set status = 'ended' from over where s.run_key = over.run_key`
+    const left = await sql<StuckRun[]>`
+      select r.key, r.status, r.last_seq, s.error as source_error from run_sources s join runs r on r.key = s.run_key
+      where s.status = 'drained' and r.status = 'running' and r.lease_expires_at is null
+        and r.updated_at <= clock_timestamp() - interval '1 ms' * ${config.BINDING_TIMEOUT_MS}::bigint
+      order by random() limit ${ROUND_RUNS}`
+    await Promise.all([...stuck, ...left].map(fail))
   }
 
   async function fail(run: StuckRun): Promise<void> {
@@ -60,10 +73,17 @@ export function createRecovery({ sql, log, config, logger }: RecoveryDeps): Reco
 
   function timedOut({ status, source_error }: StuckRun): DraftEvent {
     const because = source_error === null ? '' : ` ${source_error}`
-    const error =
-      status === 'starting'
-        ? { code: 'STARTING_TIMEOUT', message: `The run was starting for ${config.STARTING_TIMEOUT_MS} ms (STARTING_TIMEOUT_MS), and nobody holds it.` }
-        : { code: 'BINDING_TIMEOUT', message: `The run's source was not open within ${config.BINDING_TIMEOUT_MS} ms (BINDING_TIMEOUT_MS).${because}` }
+    const error = {
+      starting: { code: 'STARTING_TIMEOUT', message: `The run was starting for ${config.STARTING_TIMEOUT_MS} ms (STARTING_TIMEOUT_MS), and nobody holds it.` },
+      binding_session: {
+        code: 'BINDING_TIMEOUT',
+        message: `The run's source was not open within ${config.BINDING_TIMEOUT_MS} ms (BINDING_TIMEOUT_MS).${because}`,
+      },
+      running: {
+        code: 'SOURCE_ENDED',
+        message: `${source_error} Nothing has told the run's end, and nothing came of it for ${config.BINDING_TIMEOUT_MS} ms (BINDING_TIMEOUT_MS).`,
+      },
+    }[status]
     return { type: 'run.failed', data: { error, retryable: true } }
   }
 

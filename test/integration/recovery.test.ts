@@ -3,7 +3,7 @@ import t from 'tap'
 import { createRecovery, type Recovery } from '../../src/runs/recovery.js'
 import { testDatabase } from '../support/database.js'
 import { eventually } from '../support/http.js'
-import { attachedInstance, attachedRuns, COMPLETED, sourceServer, sse } from '../support/source-server.js'
+import { attachedInstance, attachedRuns, COMPLETED, frame, sourceServer, sse } from '../support/source-server.js'
 
 t.test('runs that are stuck', async (t) => {
   const database = await testDatabase(t)
@@ -54,6 +54,34 @@ t.test('runs that are stuck', async (t) => {
     t.match(await runs.run('free'), { error: { code: 'STARTING_TIMEOUT' } })
     t.equal((await runs.run('held')).status, 'starting')
     await one.close()
+  })
+
+  await t.test('whose source has no more are failed once nothing comes and nobody holds them', async (t) => {
+    const source = await sourceServer(t, (_request, response, count) => {
+      if (count % 2 === 0) sse(response).end(frame(1, '1'))
+      else response.writeHead(204).end()
+    })
+    const over = async (id: string, queue?: string) => {
+      await instance.create({ id, source: { url: source.url }, ...(queue && { queue }) })
+      if (queue) await control(id, 'run.claimed', { workerId: 'w', leaseExpiresAt: new Date(Date.now() + 600_000).toISOString() })
+      await eventually('it has no more', async () => ((await runs.source(id)).status === 'drained' ? true : undefined))
+    }
+    const quiet = ['over', 'over-paused', 'over-held', 'over-told', 'over-ended']
+    for (const id of quiet) await over(id, id === 'over-held' ? 'q' : undefined)
+    await control('over-paused', 'run.suspended')
+    await control('over-ended', 'run.completed')
+    for (const id of quiet) await age(id, 61_000)
+    await control('over-told', 'custom.emitted', { name: 'by another' })
+    const several = [recovery(), recovery()]
+    t.match(await runs.ended('over'), { status: 'failed', error: { code: 'SOURCE_ENDED', message: /204.*60000 ms/ } })
+    t.equal((await runs.types('over')).filter((type) => type === 'run.failed').length, 1)
+    t.equal((await runs.ended('over-ended')).status, 'completed', 'a run that has ended lets go of its source')
+    t.same(await Promise.all(['over-paused', 'over-held', 'over-told'].map(async (id) => (await runs.run(id)).status)), ['suspended', 'running', 'running'])
+    await age('over-told', 61_000)
+    t.match(await runs.ended('over-told'), { error: { code: 'SOURCE_ENDED' } })
+    await control('over', 'run.retry_scheduled', { delayMs: 0, attempt: 2 })
+    await eventually('another attempt asks again', async () => ((await runs.source('over')).status !== 'ended' ? true : undefined))
+    for (const one of several) await one.close()
   })
 
   await t.test('and that cannot be failed hold up no other', async (t) => {

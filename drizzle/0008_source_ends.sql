@@ -1,0 +1,1 @@
+CREATE INDEX "run_sources_drained" ON "run_sources" USING btree ("run_key") WHERE status = 'drained';
