@@ -44,7 +44,7 @@ export interface AuditQuery {
   targetKind?: string | undefined
   targetId?: string | undefined
   outcome?: AuditOutcome | undefined
-  /** RFC 3339, both inclusive. */
+  /** RFC 3339, both inclusive: times as the lines show them, in milliseconds. */
   from?: string | undefined
   to?: string | undefined
   limit: number
@@ -104,7 +104,7 @@ export function createAudit({ sql }: { sql: Sql }): Audit {
           ${targetId === undefined ? sql`` : sql`and target_id = ${targetId}`}
           ${outcome === undefined ? sql`` : sql`and outcome = ${outcome}`}
           ${from === undefined ? sql`` : sql`and at >= ${from}::text::timestamptz`}
-          ${to === undefined ? sql`` : sql`and at <= ${to}::text::timestamptz`}
+          ${to === undefined ? sql`` : sql`and date_trunc('milliseconds', at) <= ${to}::text::timestamptz`}
           ${cursor === undefined ? sql`` : sql`and id < ${cursor}::text::uuid`}
         order by id desc limit ${limit + 1}`
       const data = rows.slice(0, limit).map(

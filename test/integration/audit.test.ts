@@ -110,6 +110,24 @@ t.test('the list is filtered, and paged without a repeat', async (t) => {
   t.equal((await lines('?to=2100-01-01T00:00:00Z&limit=200')).length, all.length)
   t.ok((await lines('?actor=reader')).every((line) => line.actor === 'reader'))
   t.equal((await lines('?target=key/nobody')).length, 0)
+  for (const [query, fits] of [
+    ['action=run.cancel', (line) => line.action === 'run.cancel'],
+    ['action=run.*', (line) => line.action.startsWith('run.')],
+    ['target=run/a', (line) => line.target.kind === 'run' && line.target.id === 'a'],
+    ['target=a', (line) => line.target.id === 'a'],
+    ['run=a', (line) => line.target.kind === 'run' && line.target.id === 'a'],
+    ['actor=ADMIN_API_KEY&action=run.suspend&outcome=refused', (line) => line.action === 'run.suspend'],
+  ] as [string, (line: Line) => boolean][]) {
+    const expected = all.filter(fits)
+    t.ok(expected.length > 0 && expected.length < all.length, query)
+    t.same(await lines(`?limit=200&${query}`), expected, query)
+  }
+  t.same(await lines('?action=run'), [], 'half a name is none')
+  for (const { id, at } of all)
+    t.ok(
+      (await lines(`?limit=200&from=${at}&to=${at}`)).some((line) => line.id === id),
+      'a line is within its own time',
+    )
   for (const bad of ['cursor=x', 'from=yesterday', 'run=a&target=b', 'outcome=maybe']) t.equal((await call('GET', `/audit?${bad}`)).status, 400, bad)
   const member = (await call('POST', '/keys', { body: { name: 'm', role: 'member' } })).body.key
   t.equal((await call('GET', '/audit', { key: member })).status, 403)
