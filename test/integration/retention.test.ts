@@ -300,6 +300,53 @@ t.test('runs are archived and deleted by age, status, kind, tags and size, and e
   t.equal((await readdir(join(dataDir, 'blobs', 'retention'), { recursive: true })).filter((file) => file.endsWith('.ndjson')).length, 1)
 })
 
+t.test('a policy is of its workspace, and of archived runs or of others', async (t) => {
+  const database = await testDatabase(t)
+  const ADMIN = 'an-admin-key-of-more-than-32-characters'
+  const { client, url } = await service(
+    t,
+    database,
+    [
+      { action: 'delete', workspace: 'other', archived: true },
+      { action: 'archive', workspace: 'nowhere' },
+      { action: 'trim', archived: false, status: ['running'], minEvents: 20, keepEvents: 5 },
+    ],
+    { ADMIN_API_KEY: ADMIN },
+  )
+  const admin = { authorization: `Bearer ${ADMIN}` }
+  const { key } = (await client.post<{ key: string }>('/keys', { name: 'o', role: 'admin', workspace: 'other' }, admin)).body
+  const [here, there] = [createClient(url, admin), createClient(url, { authorization: `Bearer ${key}` })]
+  const made = async (of: typeof here, id: string, isArchived: boolean, last: string, count = 1) => {
+    await of.createRun({ id })
+    if (isArchived) await of.post(`/runs/${id}/archive`)
+    // At once: what has not all of its events yet may be trimmed already.
+    await of.append(id, [
+      ...Array.from({ length: count }, (_, n) => ({ type: 'custom.emitted', data: { name: `${n}` } })),
+      { type: last, data: { name: 'last' } },
+    ])
+  }
+  for (const of of [here, there]) {
+    await made(of, 'archived', true, 'run.completed')
+    await made(of, 'plain', false, 'run.completed')
+    await made(of, 'archived-long', true, 'custom.emitted', 30)
+    await made(of, 'short', false, 'custom.emitted', 10)
+  }
+  await made(here, 'long', false, 'custom.emitted', 30)
+  await eventually('that of the other workspace is gone', async () => ((await there.get('/runs/archived')).status === 404 ? true : undefined))
+  await eventually('the long one is cut', async () => ((await recordOf(here, 'long')).firstSeq === 28 ? true : undefined))
+  // A round that began after all of it was there has gone through all policies.
+  await made(there, 'next', true, 'run.completed')
+  await eventually('another round', async () => ((await there.get('/runs/next')).status === 404 ? true : undefined))
+  for (const of of [here, there]) {
+    for (const id of ['plain', 'archived-long', 'short'])
+      t.match(await recordOf(of, id), { firstSeq: 1, archivedAt: id.startsWith('archived') ? String : null }, id)
+  }
+  t.equal((await here.get('/runs/archived')).status, 200)
+  const lines = (await here.get<{ data: { actor: string; action: string; target: object; detail: object }[] }>('/audit?actor=retention')).body.data
+  t.match(lines, [{ action: 'run.trim', target: { kind: 'run', id: 'long' }, detail: { policy: 'p2', events: 27 } }])
+  t.equal(lines.length, 1)
+})
+
 t.test('policies that cannot be meant are refused, and say why', async (t) => {
   const policy = (fields: object) => JSON.stringify([{ name: 'p', action: 'delete', afterDays: 1, ...fields }])
   t.same(parsePolicies(undefined), [])
