@@ -133,12 +133,17 @@ export function createEndpoints({ sql, outbound, onChanged }: { sql: Sql; outbou
     async create(workspaceId: string, wanted: NewWebhook): Promise<WebhookWithSecret> {
       const url = outbound.assertUrl(wanted.url).href
       const secret = checkedSecret(wanted.secret)
-      const [row] = await sql<EndpointRow[]>`
-        insert into webhook_endpoints (id, workspace_id, url, description, types, secrets, enabled)
-        select ${uuidv7()}::text::uuid, ${workspaceId}::text::uuid, ${url}::text, ${wanted.description ?? null}::text, ${textArray(sql, wanted.types ?? ['*'])},
-          ${JSON.stringify([{ secret }])}::text::json, ${wanted.enabled ?? true}::text::boolean
-        where (select count(*) from webhook_endpoints where workspace_id = ${workspaceId}::text::uuid) < ${MAX_ENDPOINTS}
-        returning ${columns(sql)}`
+      const row = await sql.begin(async (tx) => {
+        // One after another, in a statement before the one that counts: what came while it waited is counted.
+        await tx`select from workspaces where id = ${workspaceId} for no key update`
+        const [made] = await tx<EndpointRow[]>`
+          insert into webhook_endpoints (id, workspace_id, url, description, types, secrets, enabled)
+          select ${uuidv7()}::text::uuid, ${workspaceId}::text::uuid, ${url}::text, ${wanted.description ?? null}::text, ${textArray(tx, wanted.types ?? ['*'])},
+            ${JSON.stringify([{ secret }])}::text::json, ${wanted.enabled ?? true}::text::boolean
+          where (select count(*) from webhook_endpoints where workspace_id = ${workspaceId}::text::uuid) < ${MAX_ENDPOINTS}
+          returning ${columns(tx)}`
+        return made
+      })
       if (!row)
         throw new RunplaneError('INVALID_STATE_TRANSITION', `A workspace has at most ${MAX_ENDPOINTS} webhooks. Delete one that is not needed any more.`)
       onChanged()

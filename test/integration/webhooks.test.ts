@@ -4,6 +4,8 @@ import t, { type Test } from 'tap'
 import { buildApp } from '../../src/app.js'
 import { loadConfig } from '../../src/config.js'
 import type { Database } from '../../src/db/client.js'
+import { DEFAULT_WORKSPACE_ID } from '../../src/domain/ids.js'
+import { createEndpoints } from '../../src/webhooks/endpoints.js'
 import { silent, testDatabase } from '../support/database.js'
 import { type Client, createClient, eventually, type Page, type Problem, seqsUpTo } from '../support/http.js'
 import { OK, type Receiver, seqsByRun, startReceiver, verifies } from '../support/webhook-receiver.js'
@@ -441,6 +443,55 @@ t.test('what cannot be is refused with what to do', async (t) => {
   const created = await client.post<Webhook>('/webhooks', { url: 'https://example.com/' })
   t.equal((await client.post<Problem>(`/webhooks/${created.body.id}/deliveries/${id}/resend`)).body.code, 'NOT_FOUND')
   t.equal((await client.get<Problem>(`/webhooks/${created.body.id}/deliveries?cursor=x`)).body.code, 'CURSOR_INVALID')
+})
+
+t.test('what waits goes to a new address, in order', async (t) => {
+  const { client } = await setUp(t)
+  const [wrong, right] = [await startReceiver(t, () => ({ status: 404 })), await startReceiver(t)]
+  const webhook = await webhookFor(client, wrong)
+  right.secret = webhook.secret
+  await client.createRun({ id: 'run-1' })
+  await emit(client, 'run-1', 3)
+  await eventually('an attempt', async () => (await deliveries(client, webhook)).data.find(({ lastStatus }) => lastStatus === 404))
+  t.match((await client.send('PATCH', `/webhooks/${webhook.id}`, { body: { url: right.url, description: 'moved' } })).body, {
+    url: right.url,
+    description: 'moved',
+  })
+  await eventually('all that waited', () => (right.accepted.length === 4 ? true : undefined), 30_000)
+  t.same(seqsByRun(right.accepted).get('run-1'), seqsUpTo(4))
+  t.ok(right.received.every(({ verified }) => verified))
+  t.match((await client.send('PATCH', `/webhooks/${webhook.id}`, { body: { description: null } })).body, { description: null, url: right.url })
+})
+
+t.test('there are so many webhooks, and so many secrets at once', async (t) => {
+  const { client, database } = await setUp(t)
+  const wanted = { url: 'https://example.com/', enabled: false }
+  const endpoints = createEndpoints({ sql: database.sql, outbound: { assertUrl: (url) => new URL(url) }, onChanged() {} })
+  await Promise.allSettled(Array.from({ length: 120 }, () => endpoints.create(DEFAULT_WORKSPACE_ID, wanted)))
+  const made = (await client.get<Page<Webhook>>('/webhooks')).body.data
+  t.equal(made.length, 100, 'however many are made at once')
+  const [first] = made
+  t.match((await client.post<Problem>('/webhooks', wanted)).body, { status: 409, code: 'INVALID_STATE_TRANSITION', detail: /at most 100/ })
+  const rotate = (body?: object) => client.post<Webhook & Problem>(`/webhooks/${first?.id}/rotate`, body)
+  for (const body of [
+    { overlapMs: -1 },
+    { overlapMs: 604_800_001 },
+    { overlapMs: '5' },
+    { overlapMs: null },
+    { secret: 'whsec_' },
+    { secret: null },
+    { types: ['*'] },
+  ])
+    t.match((await rotate(body)).body, { code: 'VALIDATION_ERROR' }, JSON.stringify(body))
+  for (let n = 2; n <= 10; n++) t.equal((await rotate()).status, 200, `${n} secrets`)
+  t.match((await rotate()).body, { code: 'INVALID_STATE_TRANSITION', detail: /overlapMs/ })
+  t.match((await rotate({ overlapMs: 0 })).body, { oldSecretsExpireAt: null })
+  t.equal((await rotate()).status, 200)
+  t.equal(
+    (await client.send<Problem>('PATCH', `/webhooks/${first?.id}`, { body: { secret: 'whsec_x' } })).body.code,
+    'VALIDATION_ERROR',
+    'it is rotated instead',
+  )
 })
 
 t.test('addresses that are not public are refused, and webhooks are of one workspace and for admins', async (t) => {
