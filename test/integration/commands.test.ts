@@ -62,6 +62,46 @@ t.test('a run stands still while it is suspended, and goes on when it is resumed
   t.same((await lastOf(runId))?.data, { by: 'anonymous' }, 'a run without a session time has none after it either')
 })
 
+t.test('what is left of a lease and of a session is kept while a run stands still, and runs on', async (t) => {
+  // As a RunDescriptor tells it.
+  const created = await client.post<RunRecord>('/runs', { mode: 'm', session: { ttlMs: 600_000 } })
+  const { runId: plain } = created.body
+  const { runId } = await client.createRun({ id: newId(), queue: newId(), session: { ttlMs: 600_000 } })
+  const told = async (id: string, type: string) => {
+    const event = await lastOf(id)
+    if (event?.type !== type) throw new Error(`${id} has ${event?.type} last, not ${type}`)
+    return event
+  }
+  type Held = RunRecord & { queue: string; lease: { workerId: string; leaseExpiresAt: string | null } | null }
+  const record = async () => (await client.get<Held>(`/runs/${runId}`)).body
+  await client.post('/runs/claim', { queue: (await record()).queue, workerId: 'w', leaseMs: 300_000 })
+  for (const id of [plain, runId]) {
+    await client.append(id, { type: 'run.started' })
+    t.equal((await command(id, 'suspend')).status, 200)
+    const { ts: suspendedAt, data: banked } = await told(id, 'run.suspended')
+    const isHeld = id === runId
+    t.match(banked, { ttlRemainingMs: Number, leaseRemainingMs: isHeld ? Number : undefined })
+    t.ok(Number(banked.ttlRemainingMs) <= 600_000 && Number(banked.ttlRemainingMs) > 500_000)
+    if (isHeld) {
+      t.ok(Number(banked.leaseRemainingMs) <= 300_000 && Number(banked.leaseRemainingMs) > 200_000)
+      t.match((await record()).lease, { workerId: 'w', leaseExpiresAt: null })
+      t.match(await client.post(`/runs/${id}/heartbeat`, { workerId: 'w', leaseMs: 1000 }), {
+        status: 200,
+        body: { leaseExpiresAt: null, status: 'suspended' },
+      })
+    }
+    // However long it stands still.
+    await eventually('a moment has passed', () => (Date.now() > Date.parse(suspendedAt) + 20 ? true : undefined))
+    t.equal((await command(id, 'resume')).status, 200)
+    const { ts, data } = await told(id, 'run.resumed')
+    t.equal(Date.parse(String(data.ttlExpiresAt)) - Date.parse(ts), banked.ttlRemainingMs)
+    if (isHeld) {
+      t.equal(Date.parse(String(data.leaseExpiresAt)) - Date.parse(ts), banked.leaseRemainingMs)
+      t.equal((await record()).lease?.leaseExpiresAt, data.leaseExpiresAt)
+    }
+  }
+})
+
 t.test('a failed run is retried under its id, in its queue', async (t) => {
   const { runId } = await client.createRun({ id: newId(), queue: 'build', priority: 3 })
   t.match(await command<Problem>(runId, 'retry'), { status: 409, body: { detail: /is queued; retry works from failed, cancelled/ } })
@@ -79,6 +119,13 @@ t.test('a failed run is retried under its id, in its queue', async (t) => {
 t.test('a run that has ended is retried as a new one, linked both ways, and one only for one key', async (t) => {
   const old = await finished()
   t.match(await command<Problem>(old, 'retry'), { status: 409, body: { detail: /as a new run/ } })
+  const { runId: queued } = await client.createRun({ id: newId() })
+  t.match(await command<Problem>(queued, 'retry', { as: 'new' }), {
+    status: 409,
+    body: { code: 'INVALID_STATE_TRANSITION', detail: /is queued; retry as new works from completed, failed, cancelled/ },
+  })
+  for (const body of [{ as: 'other' }, { as: null }, { delayMs: -1 }, { delayMs: 31_536_000_001 }, { as: 'new', id: 'a/b' }, { priority: 1 }])
+    t.match(await command<Problem>(old, 'retry', body), { status: 400, body: { code: 'VALIDATION_ERROR' } }, JSON.stringify(body))
   const [first, second] = await Promise.all(
     [1, 2].map(() => client.post<RunRecord>(`/runs/${old}/retry`, { as: 'new', reason: 'again' }, { 'idempotency-key': `retry-${old}` })),
   )
@@ -240,6 +287,39 @@ t.test('a batch by a filter takes what the command works on, so many at a time',
   t.match((await client.post<BatchAnswer>('/runs/batch/archive', { filter: { kind, status: ['completed'] } })).body, { done: 1 })
   t.match((await client.post<BatchAnswer>('/runs/batch/delete', { filter: { kind, includeArchived: true } })).body, { done: 25, refused: 0 })
   t.equal((await client.get<{ total: number }>(`/runs?kind=${kind}&includeArchived=true&count=true`)).body.total, 0)
+})
+
+t.test('a batch takes each filter of the list, and a run that no filter names stays', async (t) => {
+  const parent = await finished()
+  const queue = newId()
+  const one = async (body: object) => (await client.createRun({ id: newId(), ...body })).runId
+  const before = await one({ queue, tags: ['x', 'y'], name: 'some nightly job', parentRunId: parent })
+  const made = Date.now()
+  await eventually('another time', () => (Date.now() > made + 1 ? true : undefined))
+  const after = await one({ queue, tags: ['x'], name: 'other', kind: queue })
+  const { createdAt } = (await client.get<RunRecord>(`/runs/${after}`)).body
+  for (const [filter, expected] of [
+    [{ queue, tags: ['x', 'y'] }, [before]],
+    [{ queue, search: 'NIGHTLY' }, [before]],
+    [{ queue, parentRunId: parent }, [before]],
+    [{ queue, createdBefore: createdAt }, [before]],
+    [{ queue, createdAfter: new Date(Date.parse(createdAt) - 1).toISOString() }, [after]],
+    [{ queue, kind: queue }, [after]],
+    [{ queue, tags: ['x'] }, [before, after]],
+    [{ queue, status: ['running'] }, []],
+    [{ queue: `${queue}x` }, []],
+  ] as [object, string[]][]) {
+    const { status, body } = await client.post<BatchAnswer>('/runs/batch/archive', { filter: { ...filter, includeArchived: true } })
+    t.equal(status, 200)
+    t.same(
+      body.results.map(({ runId }) => runId),
+      expected,
+      JSON.stringify(filter),
+    )
+  }
+  t.match((await client.post<BatchAnswer>('/runs/batch/archive', { filter: { queue } })).body, { results: [] }, 'archived ones are none without a word')
+  for (const filter of [{ name: 'x' }, { status: 'running' }, { status: [] }, { status: ['lost'] }, { createdAfter: 'soon' }, { sort: 'createdAt' }])
+    t.equal((await client.post('/runs/batch/cancel', { filter })).status, 400, JSON.stringify(filter))
 })
 
 t.test('texts that the database does not hold do no harm', async (t) => {
