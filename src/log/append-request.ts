@@ -78,7 +78,7 @@ export interface AppendRequest {
    * need not be read again.
    */
   reserved?: KnownRow & { place: PlacedRun }
-  /** The request is refused with LEASE_LOST unless this worker holds the run. */
+  /** The request is refused with LEASE_LOST unless this worker holds the run, or all of it is stored already. */
   workerId?: string
   /** Where the run's source goes on, stored with the events that it brought; refused with LEASE_LOST unless `ownerId` still reads it. */
   source?: { ownerId: string; cursor: string | null }

@@ -169,7 +169,8 @@ function appendOne(request: AppendRequest, run: RunWork, { known, receipts, owne
   const isSure = run.holder === request.workerId && run.placement === UNREAD
   if (request.workerId !== undefined && !isSure) {
     const place = placed(run)
-    assertHolder(request.workerId, { runId: run.row.id, status: run.status }, place, place.now)
+    // What stores nothing needs no lease: of a run that its worker has ended, the answer may have been lost.
+    if (!isRepeat(request, known)) assertHolder(request.workerId, { runId: run.row.id, status: run.status }, place, place.now)
   }
   if (request.source && owners.get(request.runKey) !== request.source.ownerId) {
     throw new RunplaneError('LEASE_LOST', `Another instance reads the source of run '${run.row.id}' now.`)
@@ -255,6 +256,16 @@ function findRepeat(request: AppendRequest, run: RunWork, receipts: Map<string, 
   // The next seq of a producer whose content was stored before: it has moved on all the same.
   if (!stored) recordRequest({ ...request, requestKey: { ...requestKey, also: undefined } }, results, receipts, out)
   return { results, headSeq: run.lastSeq, status: run.status }
+}
+
+/** All that is sent is there already, by event ids. */
+function isRepeat({ runKey, items, decide }: AppendRequest, known: Map<string, KnownEvent>): boolean {
+  if (decide !== undefined || items.length === 0) return false
+  return items.every(({ normalized, text }) => {
+    if (!normalized.ok || normalized.eventId === undefined) return false
+    const before = known.get(knownKey(runKey, normalized.sourceName, normalized.eventId))
+    return before !== undefined && sameContent(before.text, text)
+  })
 }
 
 function appendItem(request: AppendRequest, item: AppendItem, index: number, run: RunWork, known: Map<string, KnownEvent>, out: Rows): ItemResult {

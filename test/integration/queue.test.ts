@@ -179,6 +179,26 @@ t.test('the queue', async (t) => {
     t.equal((await run('held')).lease, null)
   })
 
+  await t.test('what a worker told before it lost its run is told again as a repeat, and nothing else', async (t) => {
+    await create({ id: 'told', queue: 'told' })
+    await claim('told', 'w1')
+    const post = (workerId: string, ...events: object[]) => client.append('told', events, { 'x-worker-id': workerId })
+    const started = { id: 'started', source: 'w1', type: 'run.started' }
+    const end = { id: 'end', source: 'w2', type: 'run.completed', data: { output: 1 } }
+    t.equal((await post('w1', started)).status, 200)
+    await release('told', 'w1')
+    await claim('told', 'w2')
+    t.match(await post('w1', started), { status: 200, body: { accepted: 0, duplicates: 1, firstSeq: 4, lastSeq: 4 } })
+    for (const events of [[started, end], [{ ...started, data: { model: 'm' } }], [{ ...started, id: 'again' }], [{ type: 'run.started' }]])
+      t.match(await post('w1', ...events), { status: 409, body: { code: 'LEASE_LOST' } }, JSON.stringify(events))
+    const last = await post('w2', end)
+    t.equal(last.status, 200)
+    // Its answer was lost: the run is over, and its lease with it.
+    t.match(await post('w2', end), { status: 200, body: { duplicates: 1, headSeq: last.body.headSeq } })
+    t.match(await post('w2', { ...end, data: { output: 2 } }), { status: 409, body: { code: 'LEASE_LOST' } })
+    t.equal((await run('told')).lastSeq, last.body.headSeq)
+  })
+
   await t.test('a released run is there for others, as the same attempt', async (t) => {
     await create({ id: 'released', queue: 'released' })
     await claim('released', 'w1')
