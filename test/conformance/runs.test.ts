@@ -119,6 +119,37 @@ t.test('POST /runs/validate only checks', async (t) => {
   const refused = await client.post<{ valid: boolean; errors: { path: string }[] }>('/runs/validate', called)
   t.match(refused.body, { valid: false, errors: [{ path: 'body/source/url' }, { path: 'body/cancelCallback/url' }] })
   isProblem(t, await client.post('/runs', called), 400, 'VALIDATION_ERROR')
+  const url = 'https://example.com/events'
+  for (const [called, path] of [
+    [{ source: null }, 'body/source'],
+    [{ source: url }, 'body/source'],
+    [{ source: {} }, 'body/source/url'],
+    [{ source: { url: '' } }, 'body/source/url'],
+    [{ source: { url: '/events' } }, 'body/source/url'],
+    [{ source: { url, format: 'xml' } }, 'body/source/format'],
+    [{ source: { url, headers: { a: 1 } } }, 'body/source/headers'],
+    [{ source: { url, headers: { 'a b': '1' } } }, 'body/source/headers'],
+    [{ source: { url, resume: 'cursor' } }, 'body/source/resume'],
+    [{ source: { url, idleTimeoutMs: 0 } }, 'body/source/idleTimeoutMs'],
+    [{ source: { url, idleTimeoutMs: '5000' } }, 'body/source/idleTimeoutMs'],
+    [{ source: { url, cursor: '7' } }, 'body/source/cursor'],
+    [{ cancelCallback: { url, method: 'PUT' } }, 'body/cancelCallback/method'],
+    [{ priority: 1_000_001 }, 'body/priority'],
+    [{ priority: 1.5 }, 'body/priority'],
+    [{ maxAttempts: 0 }, 'body/maxAttempts'],
+    [{ leaseMs: 999 }, 'body/leaseMs'],
+    [{ concurrencyKey: '' }, 'body/concurrencyKey'],
+    [{ queue: '' }, 'body/queue'],
+    [{ availableAt: 'tomorrow' }, 'body/availableAt'],
+    [{ availableAt: '2026-11-21' }, 'body/availableAt'],
+    [{ availableAt: '9999-12-31T23:59:59-23:59' }, 'body/availableAt'],
+    [{ availableAt: 1_795_262_400_000 }, 'body/availableAt'],
+  ] as [object, string][]) {
+    const { body } = await client.post<{ valid: boolean; errors: { path: string }[] }>('/runs/validate', called)
+    t.equal(body.valid, false, JSON.stringify(called))
+    t.ok(body.errors?.[0]?.path.startsWith(path), `${JSON.stringify(called)}: ${body.errors?.[0]?.path}`)
+    isProblem(t, await client.post('/runs', called), 400, 'VALIDATION_ERROR')
+  }
   await client.createRun({ id })
   t.match((await client.post('/runs/validate', { id, name: 'n' })).body, { valid: false, errors: [{ path: 'body', message: /There is a run/ }] })
   t.match((await client.post('/runs/validate', { id })).body, { valid: true }, 'a repeat is answered with the run')

@@ -305,6 +305,28 @@ t.test('the queue', async (t) => {
     t.equal((await unpaused)?.runId, 'k3', 'what is left out of the limits is no limit any more')
   })
 
+  await t.test('a limit that is lowered takes nothing from who holds it, and a suspended run keeps its place', async (t) => {
+    await limit('places', { concurrency: 2 })
+    await createAll(
+      service,
+      Array.from({ length: 4 }, (_, n) => ({ id: `place-${n}`, queue: 'places' })),
+    )
+    t.same([(await claim('places', 'w'))?.runId, (await claim('places', 'w'))?.runId], ['place-0', 'place-1'])
+    await limit('places', { concurrency: 1 })
+    t.match(await queue('places'), { concurrency: 1, running: 2 })
+    t.equal((await beat('place-1', 'w')).status, 200)
+    await complete('place-0', 'w')
+    t.equal(await claim('places', 'w'), undefined, 'the other one has the only place')
+    await client.append('place-1', { type: 'run.started' }, { 'x-worker-id': 'w' })
+    t.equal((await client.post('/runs/place-1/suspend', {})).status, 200)
+    t.equal(await claim('places', 'w'), undefined, 'still')
+    await limit('places', {})
+    t.equal((await claim('places', 'w'))?.runId, 'place-2', 'what is left out is no limit')
+    for (const body of [{ concurrency: 0 }, { concurrency: 1_000_001 }, { concurrency: '1' }, { keyConcurrency: -1 }, { paused: null }, { limit: 1 }, [], 'x'])
+      t.equal((await client.send('PUT', '/queues/places', { body })).status, 400, JSON.stringify(body))
+    t.match(await queue('places'), { concurrency: null })
+  })
+
   await t.test('lists the queues with what waits and runs', async (t) => {
     await createAll(service, [
       { id: 'listed-1', queue: 'listed' },
