@@ -6,6 +6,7 @@ import { loadConfig } from '../../src/config.js'
 import { DEFAULT_WORKSPACE_ID } from '../../src/domain/ids.js'
 import { auditOf } from '../../src/http/plugins/audit.js'
 import { silent, testDatabase } from '../support/database.js'
+import { createClient } from '../support/http.js'
 
 interface Line {
   id: string
@@ -145,8 +146,24 @@ t.test('runs of another workspace are not there for any command', async (t) => {
   t.match((await call('POST', '/runs/batch/delete', { key, body: { runIds: ['mine'] } })).body, { refused: 1, results: [{ code: 'RUN_NOT_FOUND' }] })
   t.match((await call('POST', '/runs/batch/cancel', { key, body: { filter: { kind: 'mine' } } })).body, { results: [] })
   t.match((await call('GET', '/runs/mine')).body, { status: 'queued', archivedAt: null })
+
+  // Nor for its workers: a queue is another one in another workspace.
+  const claim = { queue: 'q', workerId: 'w' }
+  const boss = (await call('POST', '/keys', { body: { name: 'b', role: 'admin', workspace: 'foreign' } })).body.key
+  const pause = await app.inject({ method: 'PUT', url: '/queues/q', headers: { authorization: `Bearer ${boss}` }, payload: { paused: true } })
+  t.match(pause.json(), { paused: true, depth: 0, running: 0 })
+  t.equal((await call('POST', '/runs/claim', { key, body: claim })).status, 204)
+  // Over a connection: one that is only injected is gone before its answer is written, and the run goes back.
+  const claimed = await createClient(await app.listen({ port: 0, host: '127.0.0.1' }), { authorization: `Bearer ${ADMIN}` }).post('/runs/claim', claim)
+  t.match(claimed.body, { runId: 'mine', lease: { workerId: 'w' } })
+  for (const path of ['heartbeat', 'release']) t.equal((await call('POST', `/runs/mine/${path}`, { key, body: { workerId: 'w' } })).status, 404, path)
+  const told = await call('POST', '/runs/mine/events', { key, body: { type: 'run.completed' }, headers: { 'x-worker-id': 'w' } })
+  t.equal(told.status, 404)
+  t.match((await call('GET', '/queues', { key })).body.data, [{ name: 'q', paused: true, running: 0 }])
+  t.match((await call('GET', '/queues/q')).body, { paused: false, running: 1 })
   const guest = (await call('POST', '/keys', { body: { name: 'g', role: 'guest' } })).body.key
-  for (const url of ['/runs/mine/cancel', '/runs/batch/cancel', '/runs/mine/archive']) t.equal((await call('POST', url, { key: guest })).status, 403, url)
+  for (const url of ['/runs/mine/cancel', '/runs/batch/cancel', '/runs/mine/archive', '/runs/claim', '/runs/mine/heartbeat', '/runs/mine/release'])
+    t.equal((await call('POST', url, { key: guest })).status, 403, url)
 })
 
 t.test('a command that was begun and never ended has a line that says so', async (t) => {
