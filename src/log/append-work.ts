@@ -220,7 +220,6 @@ function placed(run: RunWork): PlacedRun {
 function findRepeat(request: AppendRequest, run: RunWork, receipts: Map<string, ReceiptRow>, out: Rows): AppendReceipt | undefined {
   const { producer, requestKey } = request
   const stored = requestKey && receipts.get(`${request.runKey} ${requestKey.key}`)
-  let conflict = 'This Idempotency-Key was used for another body. Use a new key for new content.'
   if (producer) {
     const last = out.producers.get(`${request.runKey} ${producer.id}`)
     if (last && producer.epoch < last.epoch) {
@@ -244,12 +243,13 @@ function findRepeat(request: AppendRequest, run: RunWork, receipts: Map<string, 
         headers: { 'producer-expected-seq': String(expected) },
       })
     }
-    if (stored)
-      conflict = `Producer '${producer.id}' used seq ${producer.seq} of epoch ${producer.epoch} for another body. Send new content as seq ${expected}.`
   }
   const repeated = stored ?? (requestKey?.also === undefined ? undefined : receipts.get(`${request.runKey} ${requestKey.also}`))
   if (!repeated || !requestKey) return undefined
-  if (repeated.body_hash !== requestKey.hash) throw new RunplaneError('IDEMPOTENCY_CONFLICT', conflict)
+  // A seq is a repeat whatever its body: a producer may write its events anew when it tries again.
+  const isOfProducer = producer && stored
+  if (!isOfProducer && repeated.body_hash !== requestKey.hash)
+    throw new RunplaneError('IDEMPOTENCY_CONFLICT', 'This Idempotency-Key was used for another body. Use a new key for new content.')
   const results = (JSON.parse(repeated.receipt) as ItemResult[]).map(
     (result): ItemResult => (result.status === 'stored' ? { ...result, status: 'duplicate' } : result),
   )
@@ -264,7 +264,7 @@ function isRepeat({ runKey, items, decide }: AppendRequest, known: Map<string, K
   return items.every(({ normalized, text }) => {
     if (!normalized.ok || normalized.eventId === undefined) return false
     const before = known.get(knownKey(runKey, normalized.sourceName, normalized.eventId))
-    return before !== undefined && sameContent(before.text, text)
+    return before !== undefined && isSameContent(before.text, text)
   })
 }
 

@@ -43,7 +43,10 @@ export const AppendHeaders = Type.Object({
   ),
   'producer-id': Type.Optional(Type.String({ minLength: 1, maxLength: 255 })),
   'producer-epoch': Type.Optional(wholeNumber),
-  'producer-seq': Type.Optional({ ...wholeNumber, description: 'from 0 in each epoch. The same again is answered as the first; with another body it is 409' }),
+  'producer-seq': Type.Optional({
+    ...wholeNumber,
+    description: 'from 0 in each epoch. The same again is answered as the first, and not stored, whatever its body',
+  }),
   prefer: Type.Optional(Type.String()),
   'x-worker-id': WorkerHeader,
 })
