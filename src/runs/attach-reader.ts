@@ -51,7 +51,7 @@ export type ConnectionEnd =
   /** Another instance reads it now. */
   | { kind: 'lost' }
   /** The source has no more. */
-  | { kind: 'ended' }
+  | { kind: 'ended'; reason: string }
   | { kind: 'never'; reason: string }
 
 /** Things that are not events, one after another, after which a source is taken to be something else. */
@@ -82,6 +82,7 @@ export async function readSource(deps: ReaderDeps, connection: Connection): Prom
   let events = 0
   let atLeastMs = 0
   let rejectedInARow = 0
+  let { cursor } = connection
 
   async function append(more: Partial<AppendRequest>, cursor: string | null): Promise<AppendReceipt> {
     const outcome = await deps.log.appendWhenRoom({ runKey, receivedAt: new Date().toISOString(), items: [], source: { ownerId, cursor }, ...more })
@@ -142,7 +143,10 @@ export async function readSource(deps: ReaderDeps, connection: Connection): Prom
       const storeAll = async (slices: Slice[]) => {
         // All that was read is stored, though the run may end on the way.
         let goesOn = true
-        for (const slice of slices) goesOn = (await store(slice, format.name)) && goesOn
+        for (const slice of slices) {
+          goesOn = (await store(slice, format.name)) && goesOn
+          cursor = slice.cursor
+        }
         if (!goesOn) throw new Over()
         if (rejectedInARow > MAX_REJECTED) throw new NotEvents()
       }
@@ -151,6 +155,9 @@ export async function readSource(deps: ReaderDeps, connection: Connection): Prom
         atLeastMs = items.retryMs ?? 0
       }
       await storeAll(items.end())
+      // Asked again it would begin anew, and all of it would be stored again, for ever. Server-sent events are asked again, as their standard has it.
+      if (verdict.as === 'ndjson' && events > 0 && cursor === null)
+        return { kind: 'ended', reason: 'The source has ended, and none of its lines has an id from which it could go on.' }
       return { kind: 'closed', opened, events, reason: 'The source closed.', atLeastMs }
     } finally {
       body.destroy()

@@ -12,7 +12,7 @@ import { AddressRefused } from '../ops/outbound.js'
 export type Verdict =
   | { kind: 'read'; as: 'sse' | 'ndjson' }
   /** The source says that there is no more. */
-  | { kind: 'ended' }
+  | { kind: 'ended'; reason: string }
   | { kind: 'again'; reason: string; retryAfterMs?: number | undefined }
   | { kind: 'never'; reason: string }
 
@@ -26,7 +26,7 @@ export interface Answer {
 
 /** @param options.bound the source has been open before */
 export function verdictOnAnswer({ statusCode, headers }: Answer, { bound, nowMs }: { bound: boolean; nowMs: number }): Verdict {
-  if (statusCode === 204) return { kind: 'ended' }
+  if (statusCode === 204) return { kind: 'ended', reason: 'The source has said that there is no more (204).' }
   if (statusCode === 200) return verdictOnContent(headers)
   const reason = `The source answered ${statusCode}.`
   if (statusCode >= 300 && statusCode < 400) return { kind: 'never', reason: `${reason} Redirects are not followed: name the address that they lead to.` }

@@ -5,7 +5,7 @@
  * paused and comes back late stores nothing more. States of a source:
  *   waiting  not open yet: it is asked for again and again, until the run's deadline (recovery.ts)
  *   reading  was open; asked for again from the stored cursor whenever it closes
- *   drained  it has said that there is no more (204); the run has not ended, and nobody reads for it (recovery.ts)
+ *   drained  it has said that there is no more (204), or has ended without ids to go on from; the run has not ended, and nobody reads for it (recovery.ts)
  *   ended    the run is over
  *   failed   another try gives the same, and the run failed with it
  * A source that closes has not ended: it may have lost its connection, or serve its events in pages.
@@ -190,7 +190,7 @@ export function createAttach(deps: AttachDeps): Attach {
           },
         })
         if (end.kind === 'lost') return
-        if (end.kind === 'ended') return await tellEnd(source, bound, row.cursor)
+        if (end.kind === 'ended') return await tellEnd(source, bound || row.cursor !== null, end.reason)
         if (end.kind === 'never') return await fail(source, end.reason)
         if (end.kind === 'over' || signal.aborted) continue
         tries = end.events > 0 ? 1 : tries + 1
@@ -234,9 +234,10 @@ export function createAttach(deps: AttachDeps): Attach {
   }
 
   /** The source's own end: others may still say what becomes of the run (recovery.ts), but for one that has had no source at all. */
-  async function tellEnd(source: ClaimedSource, bound: boolean, cursor: string | null): Promise<void> {
+  async function tellEnd(source: ClaimedSource, bound: boolean, detail: string): Promise<void> {
     if (!bound) return fail(source, 'The source answered 204, that it has nothing, before it was open.')
-    const detail = 'The source has said that there is no more (204).'
+    // The connection that ended with this may have moved it on.
+    const { cursor = null } = (await current(source.run_key)) ?? {}
     await log.decide(source.run_key, ({ folds }) => (isTerminal(folds.run.status) ? [] : [sessionEvent(source, 'session.state.changed', 'ended', detail)]), {
       source: { ownerId, cursor },
     })

@@ -146,6 +146,25 @@ t.test('a source', async (t) => {
     t.equal(source.requests.length, 2)
   })
 
+  await t.test('of lines without ids is read once, if it ends as it should', async (t) => {
+    const line = (text: string) => `${JSON.stringify({ type: 'step.output', subject: { kind: 'step', id: 's' }, data: { text } })}\n`
+    const source = await sourceServer(t, (_request, response, count) => {
+      const answer = ndjson(response)
+      answer.write(line('1'))
+      // The first time it breaks: what came is stored again.
+      if (count === 0) setTimeout(() => response.destroy(), 50)
+      else answer.end(line('2') + line('3'))
+    })
+    const id = newId()
+    await one.create({ id, source: { url: source.url } })
+    await eventually('the end of the source', async () => ((await runs.source(id)).status === 'drained' ? true : undefined))
+    const texts = (await runs.events(id)).filter(({ type }) => type === 'step.output').map(({ data }) => data.text)
+    t.same(texts, ['1', '1', '2', '3'])
+    t.match((await runs.events(id)).at(-1), { type: 'session.state.changed', data: { status: 'ended' } })
+    t.equal((await runs.run(id)).status, 'running')
+    t.equal(source.requests.length, 2)
+  })
+
   await t.test('is not asked again where that cannot help, and fails its run with the reason', async (t) => {
     const answers: [number, Record<string, string>, RegExp][] = [
       [400, {}, /answered 400/],
@@ -219,6 +238,24 @@ t.test('a source', async (t) => {
     await runs.status(id, 'completed')
     t.same(await runs.texts(id), ['first', 'second'])
     t.match(await runs.run(id), { attempt: 2 })
+  })
+
+  await t.test('that has nothing more for a retried run has not failed', async (t) => {
+    const source = await sourceServer(t, (request, response) => {
+      if (request.headers['last-event-id'] !== undefined) response.writeHead(204).end()
+      else sse(response).write(`id: 1\ndata: {"type":"run.failed","data":{"error":{"code":"X","message":"x"}}}\n\n`)
+    })
+    const id = newId()
+    await one.create({ id, source: { url: source.url } })
+    t.equal((await runs.ended(id)).status, 'failed')
+    await one.log.append({
+      runKey: (await runs.run(id)).key,
+      receivedAt: new Date().toISOString(),
+      items: [],
+      decide: () => [{ type: 'run.retry_scheduled', data: { delayMs: 0, attempt: 2 } }],
+    })
+    await eventually('the end of the source', async () => ((await runs.source(id)).status === 'drained' ? true : undefined))
+    t.match(await runs.run(id), { attempt: 2, status: 'binding_session' })
   })
 
   await t.test('is refused when its run is created where it cannot be', async (t) => {
