@@ -244,7 +244,9 @@ export function createAttach(deps: AttachDeps): Attach {
     await finish(source, 'drained', detail)
   }
 
-  async function fail(source: ClaimedSource, reason: string): Promise<void> {
+  async function fail(source: ClaimedSource, why: string): Promise<void> {
+    // It quotes what the source has said.
+    const reason = deps.mask?.text(why) ?? why
     // The connection that ended with this may have moved it on.
     const { cursor = null } = (await current(source.run_key)) ?? {}
     const outcome = await log.decide(

@@ -9,6 +9,7 @@ import type { Database } from '../../src/db/client.js'
 import { createLogger } from '../../src/ops/logging.js'
 import { serverDatabase, type Teardown, testDatabase } from '../support/database.js'
 import { eventually } from '../support/http.js'
+import { sourceServer } from '../support/source-server.js'
 
 const SECRET = 'sk-planted0123456789abcdef'
 const escaped = (value: unknown) => JSON.stringify(value).replaceAll('sk-', '\\u0073k-')
@@ -17,7 +18,14 @@ const base64 = (value: unknown) => Buffer.from(JSON.stringify(value)).toString('
 async function service(t: Teardown, database: Database) {
   const dataDir = mkdtempSync(join(tmpdir(), 'masking-'))
   const config = loadConfig(
-    { DATA_DIR: dataDir, MASK_PATTERNS: 'sk-[A-Za-z0-9]{16,} \\b\\d{16}\\b', ARTIFACT_INLINE_BYTES: '100', LOG_LEVEL: 'trace', SNAPSHOT_EVERY_EVENTS: '1' },
+    {
+      DATA_DIR: dataDir,
+      MASK_PATTERNS: 'sk-[A-Za-z0-9]{16,} \\b\\d{16}\\b',
+      ARTIFACT_INLINE_BYTES: '100',
+      LOG_LEVEL: 'trace',
+      SNAPSHOT_EVERY_EVENTS: '1',
+      OUTBOUND_ALLOW_PRIVATE: 'true',
+    },
     { envFile: '/nonexistent' },
   )
   const lines: string[] = []
@@ -241,6 +249,16 @@ for (const [kind, open] of [
       t.match(refused.json(), { status: 400, detail: /headers/ })
       const webhook = await send('POST', '/webhooks', { url: 'https://example.com/sk-hook0123456789abcdef', description: SECRET, types: ['run.*'] })
       t.match(webhook.json(), { url: 'https://example.com/sk-hook0123456789abcdef', description: /^\[masked:/ }, 'the address of a webhook is called as it is')
+    })
+
+    await t.test('what a source says of itself is quoted without it', async (t) => {
+      const source = await sourceServer(t, (_request, response) => response.writeHead(200, { 'content-type': `text/${SECRET}` }).end())
+      t.equal((await send('POST', '/runs', { id: 'sourced', source: { url: source.url } })).status, 201)
+      const failed = await eventually('the end of the run', async () => {
+        const run = (await send('GET', '/runs/sourced')).json()
+        return run.status === 'failed' ? run : undefined
+      })
+      t.match(failed, { error: { code: 'SOURCE_FAILED', message: /The source sends 'text\/\[masked:/ } })
     })
 
     await t.test('in no table, no log line and no file', async (t) => {

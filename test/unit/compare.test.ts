@@ -188,7 +188,7 @@ t.test('assertions', async (t) => {
   t.same(holds('content,events,llm=equal,state'), [false, false, false, false])
   t.same(holds('tokens<=+10%,tokens<+10%,tokens<=+5%,tokens>=-5%,tokens<=+10,tokens<=+9'), [true, false, false, true, true, false])
   t.same(holds('tokens<=110,tokens==110,tokens!=110,tokens<100,errors==0,cost=0,totalTokens>0'), [true, true, false, false, true, true, true])
-  t.same(holds(''), [])
+  for (const none of ['', ' ', 'status,']) t.throws(() => parseAssertions(none), { code: 'VALIDATION_ERROR', message: 'empty place' }, none)
   for (const unknown of ['tea', 'constructor', 'tokens', 'tokens<=', 'tokens<=10%', 'tea<=1', 'tokens=<1', 'tools=same']) {
     t.throws(() => parseAssertions(unknown), { code: 'VALIDATION_ERROR', message: unknown }, unknown)
   }

@@ -85,11 +85,10 @@ const COMPARES: Readonly<Record<string, (one: number, other: number) => boolean>
 
 /** @throws VALIDATION_ERROR that names what is not known, and what is. */
 export function parseAssertions(text: string): Assertion[] {
-  return text
-    .split(',')
-    .map((part) => part.trim())
-    .filter((part) => part !== '')
-    .map((part) => ({ text: part, check: (Object.hasOwn(CHECKS, part) ? CHECKS[part] : undefined) ?? metricCheck(part) }))
+  const parts = text.split(',').map((part) => part.trim())
+  // A variable of a pipeline that is not set would pass everything.
+  if (parts.includes('')) throw new RunplaneError('VALIDATION_ERROR', `The list of assertions '${text}' has an empty place: name them, such as status,tools.`)
+  return parts.map((part) => ({ text: part, check: (Object.hasOwn(CHECKS, part) ? CHECKS[part] : undefined) ?? metricCheck(part) }))
 }
 
 function metricCheck(text: string): Check {
