@@ -1,5 +1,7 @@
 /** Times on the wire: RFC 3339 in UTC with up to microseconds. */
 
+/** The beginning of the year 1. */
+const FIRST_MS = -62_135_596_800_000
 const RFC3339 = /^(\d{4})-(\d{2})-(\d{2})[Tt ](\d{2}):(\d{2}):(\d{2})(\.\d+)?([Zz]|([+-])(\d{2}):(\d{2}))$/
 
 /**
@@ -7,6 +9,7 @@ const RFC3339 = /^(\d{4})-(\d{2})-(\d{2})[Tt ](\d{2}):(\d{2}):(\d{2})(\.\d+)?([Z
  * @returns the text with a `Z`, with milliseconds or, where given, microseconds; undefined if it is not a time.
  */
 export function toUtc(text: string): string | undefined {
+  if (isIso(text)) return text
   const match = RFC3339.exec(text)
   if (!match) return undefined
   const [, year, month, day, hour, minute, second, fraction = '', zone = 'Z', sign, zoneHours, zoneMinutes] = match
@@ -31,8 +34,15 @@ export function toUtc(text: string): string | undefined {
   return `${iso.slice(0, 20)}${digits.padEnd(6, '0')}Z`
 }
 
+/** As most clients send it, and as it is stored. */
+function isIso(text: string): boolean {
+  if (text.length !== 24) return false
+  const epochMs = Date.parse(text)
+  return epochMs >= FIRST_MS && new Date(epochMs).toISOString() === text
+}
+
 /** Milliseconds since the Unix epoch as an RFC 3339 text; undefined outside the years 1 to 9999. */
 export function fromEpochMs(epochMs: number): string | undefined {
-  if (!Number.isFinite(epochMs) || epochMs < -62_135_596_800_000 || epochMs > 253_402_300_799_999) return undefined
+  if (!Number.isFinite(epochMs) || epochMs < FIRST_MS || epochMs > 253_402_300_799_999) return undefined
   return new Date(epochMs).toISOString()
 }

@@ -109,9 +109,12 @@ function assertLocal({ headers }: FastifyRequest, listensOnLoopback: boolean, al
     throw new RunplaneError('FORBIDDEN', `Without an API key only requests to a loopback name are answered, such as localhost or 127.0.0.1. ${makeKey}`)
   }
   // A proxy on this machine would let in everyone; what it is asked for tells.
-  const forwarded = [headers['x-forwarded-host']].flat().filter((host) => host !== undefined)
-  const clients = [headers['x-forwarded-for']].flat().flatMap((list) => list?.split(',') ?? [])
-  if (headers.forwarded !== undefined || !forwarded.every(isLoopbackHost) || !clients.every((client) => isLoopbackAddress(client.trim()))) {
+  const { 'x-forwarded-host': hosts, 'x-forwarded-for': clients } = headers
+  const isForwarded =
+    headers.forwarded !== undefined ||
+    (hosts !== undefined && ![hosts].flat().every(isLoopbackHost)) ||
+    (clients !== undefined && ![clients].flat().every((list) => list.split(',').every((client) => isLoopbackAddress(client.trim()))))
+  if (isForwarded) {
     throw new RunplaneError('FORBIDDEN', `Without an API key requests from other machines are refused, also through a proxy. ${makeKey}`)
   }
   const origin = headers.origin
