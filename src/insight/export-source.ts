@@ -80,6 +80,8 @@ const PAGE_BYTES = 262_144
 /** The others: the database is at work for 10 ms then, which is what keeps it on a core of its own. */
 const LONG_PAGE_BYTES = 1_048_576
 const LONG_PAGE_EVENTS = 4000
+/** Seqs that one look for some types goes over: few enough that every plan is a good one, also before the table has been analyzed (50 ms a page else, not 4). */
+const TYPES_SCAN = 5000
 /** Asked for at once. */
 const PAGES_AHEAD = 2
 /** A run that is written all the time is folded at the head of its row, rather than met at rest. */
@@ -149,6 +151,13 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
     }
   }
 
+  async function* parsed(subject: ExportSubject, range: EventRange): AsyncGenerator<CanonicalEvent[]> {
+    for await (const piece of pages(subject, 'canonical', range, '\n')) {
+      const lines = piece.toString().split('\n').filter(Boolean)
+      yield lines.map((line) => JSON.parse(line) as CanonicalEvent)
+    }
+  }
+
   return {
     async begin(workspaceId: string, runId: string, options: ExportOptions): Promise<ExportSubject> {
       const { row, fold } = await atHead(workspaceId, runId)
@@ -189,21 +198,23 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
       if (!canonical) return
       if (!redactor) return yield* pages(subject, 'canonical', canonical, joint)
       let before = ''
-      for await (const piece of pages(subject, 'canonical', canonical, '\n')) {
-        const lines = piece.toString().split('\n').filter(Boolean)
-        const texts = lines.map((line) => JSON.stringify(redactor.event(JSON.parse(line) as CanonicalEvent)))
-        yield Buffer.from(before + texts.join(joint))
+      for await (const events of parsed(subject, canonical)) {
+        yield Buffer.from(before + events.map((event) => JSON.stringify(redactor.event(event))).join(joint))
         before = joint
       }
     },
 
-    /** The events of these types, parsed, page by page. */
+    /** The events of these types, or all, parsed, some at a time. */
     async *ofTypes(subject: ExportSubject, types: readonly string[] | undefined): AsyncGenerator<CanonicalEvent[]> {
       const { redactor, canonical, runKey } = subject
       if (!canonical) return
+      if (!types) {
+        for await (const events of parsed(subject, canonical)) yield redactor ? events.map((event) => redactor.event(event)) : events
+        return
+      }
       for (let afterSeq = canonical.from - 1; afterSeq < canonical.to; ) {
         const limit = Math.min(PAGE_EVENTS, canonical.to - afterSeq)
-        const page = await reader.pageOfEvents({ runKey, afterSeq, limit, maxBytes: PAGE_BYTES, ...(types && { filter: { types } }) })
+        const page = await reader.pageOfEvents({ runKey, afterSeq, limit, maxBytes: PAGE_BYTES, maxScan: TYPES_SCAN, filter: { types } })
         if (!page || page.scannedTo === afterSeq)
           throw new RunplaneError('RUN_NOT_FOUND', `Events of run '${subject.runId}' were deleted while it was exported.`)
         afterSeq = page.scannedTo

@@ -219,6 +219,14 @@ t.test('a source', async (t) => {
     t.equal((await runs.ended(id)).status, 'completed')
   })
 
+  const retry = async (id: string) =>
+    one.log.append({
+      runKey: (await runs.run(id)).key,
+      receivedAt: new Date().toISOString(),
+      items: [],
+      decide: () => [{ type: 'run.retry_scheduled', data: { delayMs: 0, attempt: 2 } }],
+    })
+
   await t.test('goes on where it was when its run is retried', async (t) => {
     const source = await sourceServer(t, (request, response) => {
       sse(response)
@@ -229,12 +237,7 @@ t.test('a source', async (t) => {
     const id = newId()
     await one.create({ id, source: { url: source.url } })
     t.equal((await runs.ended(id)).status, 'failed')
-    await one.log.append({
-      runKey: (await runs.run(id)).key,
-      receivedAt: new Date().toISOString(),
-      items: [],
-      decide: () => [{ type: 'run.retry_scheduled', data: { delayMs: 0, attempt: 2 } }],
-    })
+    await retry(id)
     await runs.status(id, 'completed')
     t.same(await runs.texts(id), ['first', 'second'])
     t.match(await runs.run(id), { attempt: 2 })
@@ -248,12 +251,7 @@ t.test('a source', async (t) => {
     const id = newId()
     await one.create({ id, source: { url: source.url } })
     t.equal((await runs.ended(id)).status, 'failed')
-    await one.log.append({
-      runKey: (await runs.run(id)).key,
-      receivedAt: new Date().toISOString(),
-      items: [],
-      decide: () => [{ type: 'run.retry_scheduled', data: { delayMs: 0, attempt: 2 } }],
-    })
+    await retry(id)
     await eventually('the end of the source', async () => ((await runs.source(id)).status === 'drained' ? true : undefined))
     t.match(await runs.run(id), { attempt: 2, status: 'binding_session' })
   })
