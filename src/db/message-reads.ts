@@ -8,7 +8,7 @@
  * A message is a byte of its type and the length of the rest, in four bytes that count themselves (PostgreSQL 18, section 54.1.1).
  */
 
-export const READ_BYTES = 65_536
+const READ_BYTES = 65_536
 const HEADER_BYTES = 5
 
 export function createMessageReads(take: (bytes: Buffer) => void, size = READ_BYTES) {

@@ -76,14 +76,6 @@ export async function* exportLines(source: ExportSource, subject: ExportSubject,
     yield Buffer.from(wire.close(section))
   }
 
-  const counted = (lines: (subject: ExportSubject, joint: string) => AsyncIterable<Buffer>, count: (lines: Buffer, joint: string) => void) =>
-    async function* (joint: string): AsyncGenerator<Buffer> {
-      for await (const piece of lines(subject, joint)) {
-        count(piece, joint)
-        yield piece
-      }
-    }
-
   const joined = (lines: AsyncIterable<string> | Iterable<string>) =>
     async function* (joint: string): AsyncGenerator<Buffer> {
       let before = ''
@@ -115,9 +107,9 @@ export async function* exportLines(source: ExportSource, subject: ExportSubject,
   yield Buffer.from(wire.header(header))
   for (const section of SECTIONS) {
     if (section.file === CANONICAL_FILE) {
-      if (subject.canonical) yield* list(section, counted(source.canonical, tally.canonical))
+      if (subject.canonical) yield* list(section, (joint) => tally.canonical(source.canonical(subject, joint), joint))
     } else if (section.file === RAW_FILE) {
-      if (subject.raw) yield* list(section, counted(source.raw, tally.raw))
+      if (subject.raw) yield* list(section, (joint) => tally.raw(source.raw(subject, joint), joint))
     } else if (section.file === ARTIFACTS_FOLDER) {
       if (subject.artifacts.length > 0) yield* list(section, joined(artifacts()))
     } else if (section.file === CHECKS_FILE) {

@@ -21,14 +21,19 @@ const NEWLINE = 0x0a
 
 type FileTally = ReturnType<typeof createFileTally>
 
-/** By the one newline of the joint: lines have none. */
-function* split(lines: Buffer, joint: string, startsWithJoint: boolean): Generator<Buffer> {
+/** Passes the pieces on and counts their lines. They have no newline, and before each but the first of all is the joint, which has one. */
+async function* counted(pieces: AsyncIterable<Buffer>, joint: string, count: (line: Buffer) => void): AsyncGenerator<Buffer> {
   const before = joint.indexOf('\n')
-  for (let start = startsWithJoint ? joint.length : 0; start < lines.length; ) {
-    const at = lines.indexOf(NEWLINE, start)
-    const end = at === -1 ? lines.length : at - before
-    yield lines.subarray(start, end)
-    start = end + joint.length
+  let start = 0
+  for await (const piece of pieces) {
+    while (start < piece.length) {
+      const at = piece.indexOf(NEWLINE, start)
+      const end = at === -1 ? piece.length : at - before
+      count(piece.subarray(start, end))
+      start = end + joint.length
+    }
+    start = joint.length
+    yield piece
   }
 }
 
@@ -42,17 +47,14 @@ export function createExportTally(subject: ExportSubject) {
   const files: Manifest['files'] = []
 
   return {
-    /** @param lines with the joint before each but the first of all; see `ExportSource.canonical` */
-    canonical(lines: Buffer, joint: string) {
-      for (const text of split(lines, joint, canonical.lines > 0)) {
+    /** @param pieces see `ExportSource.canonical`; they are passed on. */
+    canonical: (pieces: AsyncIterable<Buffer>, joint: string) =>
+      counted(pieces, joint, (text) => {
         canonical.add(text)
         const type = typeOfText(text)
         types.set(type, (types.get(type) ?? 0) + 1)
-      }
-    },
-    raw(lines: Buffer, joint: string) {
-      for (const text of split(lines, joint, raw.lines > 0)) raw.add(text)
-    },
+      }),
+    raw: (pieces: AsyncIterable<Buffer>, joint: string) => counted(pieces, joint, raw.add),
 
     /** A file of one line. */
     whole(path: string, text: string) {

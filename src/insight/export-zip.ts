@@ -72,8 +72,8 @@ export async function* exportZip(source: ExportSource, subject: ExportSubject, h
     await whole('run.json', subject.run)
     await whole('state.json', subject.state)
     await whole('metrics.json', subject.metrics)
-    if (subject.canonical) await add(CANONICAL_FILE, lines(source.canonical(subject, '\n'), tally.canonical))
-    if (subject.raw) await add(RAW_FILE, lines(source.raw(subject, '\n'), tally.raw))
+    if (subject.canonical) await add(CANONICAL_FILE, ended(tally.canonical(source.canonical(subject, '\n'), '\n')))
+    if (subject.raw) await add(RAW_FILE, ended(tally.raw(source.raw(subject, '\n'), '\n')))
     for (const { sha256 } of subject.artifacts) {
       const file = createFileTally()
       await add(`${ARTIFACTS_FOLDER}${sha256}`, tallied(await source.artifact(subject, sha256), file))
@@ -115,10 +115,10 @@ export async function* exportZip(source: ExportSource, subject: ExportSubject, h
   }
 }
 
-async function* lines(pieces: AsyncIterable<Buffer>, count: (lines: Buffer, joint: string) => void): AsyncGenerator<Buffer> {
+/** The last line has a newline as well. */
+async function* ended(pieces: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
   let isEmpty = true
   for await (const piece of pieces) {
-    count(piece, '\n')
     isEmpty = false
     yield piece
   }

@@ -3,8 +3,6 @@
  * The memory for that is used again by the next page.
  */
 
-export type Assemble = ReturnType<typeof createAssemble>
-
 /** @param size bytes of a piece at most, but for one whose only item is larger */
 export function createAssemble(size: number) {
   const free: Buffer[] = []
