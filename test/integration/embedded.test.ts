@@ -47,7 +47,12 @@ async function clusterFolder(t: Test): Promise<string> {
 
 function postmasterPid(dataDir: string): number | undefined {
   const file = join(dataDir, 'postgres/postmaster.pid')
-  return existsSync(file) ? Number.parseInt(readFileSync(file, 'utf8'), 10) : undefined
+  try {
+    return Number.parseInt(readFileSync(file, 'utf8'), 10)
+  } catch {
+    // It comes and goes.
+    return undefined
+  }
 }
 
 async function open(t: Test, dataDir: string): Promise<Database> {
