@@ -43,9 +43,9 @@ export interface Keys {
   /** @throws NOT_FOUND, or INVALID_STATE_TRANSITION for the last admin key of the default workspace. */
   revoke(id: string, workspaceId?: string): Promise<void>
   /** Who holds this key; undefined if nobody does. */
-  authenticate(key: string): Promise<Access | undefined>
-  /** Whether there is any key; without one the service is open. */
-  exist(): Promise<boolean>
+  authenticate(key: string): Access | undefined | Promise<Access | undefined>
+  /** Whether there is any key; without one the service is open. At once, where it has been asked a moment ago. */
+  exist(): boolean | Promise<boolean>
 }
 
 const sha256 = (text: string) => createHash('sha256').update(text).digest()
@@ -150,14 +150,14 @@ export function createKeys({ db }: Pick<Database, 'db'>, { adminApiKey, now = Da
       forget()
     },
 
-    authenticate: async (key) => {
+    authenticate: (key) => {
       const hash = sha256(key)
       if (adminHash && timingSafeEqual(hash, adminHash)) return { workspaceId: DEFAULT_WORKSPACE_ID, role: 'admin', keyName: 'ADMIN_API_KEY' }
       if (!KEY_PATTERN.test(key)) return undefined
       return holders.get(hash.toString('base64'), () => find(hash))
     },
 
-    exist: async () => {
+    exist: () => {
       if (adminHash) return true
       return existence.get('', async () => {
         const [row] = await db.select({ id: apiKeys.id }).from(apiKeys).where(isNull(apiKeys.revokedAt)).limit(1)

@@ -1,30 +1,24 @@
 /** Identifiers. UUIDv7 (RFC 9562, section 5.7): time-ordered, so that rows of one time lie together. */
 import { randomFillSync } from 'node:crypto'
 
-const HEX = Array.from({ length: 256 }, (_, byte) => byte.toString(16).padStart(2, '0'))
-const bytes = Buffer.alloc(16)
-/** Random bytes are fetched for many ids at once: a call for each costs more than the id. */
+/** Random bytes are fetched for many ids at once, each after room for its time: a call for each costs more than the id. */
 const pool = Buffer.alloc(4096)
-const RANDOM_BYTES = 10
+const ID_BYTES = 16
 let used = pool.length
 
 /** @param nowMs milliseconds since the Unix epoch. @returns the 36-character text form. */
 export function uuidv7(nowMs: number = Date.now()): string {
-  if (used + RANDOM_BYTES > pool.length) {
+  if (used === pool.length) {
     randomFillSync(pool)
     used = 0
   }
-  pool.copy(bytes, 6, used, used + RANDOM_BYTES)
-  used += RANDOM_BYTES
-  bytes.writeUIntBE(nowMs, 0, 6)
-  bytes[6] = (bytes.readUInt8(6) & 0x0f) | 0x70
-  bytes[8] = (bytes.readUInt8(8) & 0x3f) | 0x80
-  let text = ''
-  for (let index = 0; index < 16; index++) {
-    text += HEX[bytes.readUInt8(index)]
-    if (index === 3 || index === 5 || index === 7 || index === 9) text += '-'
-  }
-  return text
+  const start = used
+  used += ID_BYTES
+  pool.writeUIntBE(nowMs, start, 6)
+  pool[start + 6] = ((pool[start + 6] ?? 0) & 0x0f) | 0x70
+  pool[start + 8] = ((pool[start + 8] ?? 0) & 0x3f) | 0x80
+  const hex = pool.toString('hex', start, used)
+  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`
 }
 
 /** What a client may choose as the id of a run: safe in a URL path, a file name and an SSE id. */

@@ -1,11 +1,12 @@
 /** What the Fastify factory needs, so that even a request that reaches no route is answered in the one form. */
-import { AjvCompiler } from '@fastify/ajv-compiler'
 import { type FastifyBaseLogger, type FastifyHttpOptions, LogController, type RawServerDefault } from 'fastify'
 import type { Config } from '../config.js'
 import { uuidv7 } from '../domain/ids.js'
 import type { Mask } from '../ingest/mask.js'
 import { loggableUrl } from '../ops/logging.js'
 import { brokenHttp, sendProblem } from './plugins/errors.js'
+import { RequestLogger } from './request-logger.js'
+import { buildSerializer, buildValidator } from './schema-compilers.js'
 
 const REQUEST_ID = /^[A-Za-z0-9._-]{1,128}$/
 
@@ -21,6 +22,7 @@ export function serverOptions(
     loggerInstance: logger,
     // plugins/requests.ts writes one line a request.
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'requestId' }),
+    childLoggerFactory: (parent, bindings, options) => new RequestLogger(parent, bindings, options),
     genReqId: ({ headers }) => {
       const given = headers['x-request-id']
       // One with a secret in it is none: it would be stored and logged.
@@ -34,7 +36,7 @@ export function serverOptions(
     // plugins/errors.ts answers it as problem details.
     return503OnClosing: false,
     forceCloseConnections: 'idle',
-    schemaController: { compilersFactory: { buildValidator } },
+    schemaController: { compilersFactory: { buildValidator, buildSerializer } },
     frameworkErrors: (error, request, reply) => {
       sendProblem(error, request, reply)
       // No hook runs for it, the one that writes the line of a request among them.
@@ -42,15 +44,4 @@ export function serverOptions(
     },
     clientErrorHandler: (error, socket) => brokenHttp(error, socket, uuidv7()),
   }
-}
-
-const ajvCompilers = AjvCompiler()
-
-/** What is in a URL or a header is text, and becomes what the schema wants; what is in a body has a type already, and "5" is not 5. */
-const buildValidator: typeof ajvCompilers = (sharedSchemas, options) => {
-  const customOptions = { removeAdditional: false, useDefaults: true, allErrors: false } as const
-  const coercing = ajvCompilers(sharedSchemas, { customOptions: { ...customOptions, coerceTypes: 'array' }, plugins: options?.plugins })
-  const strict = ajvCompilers(sharedSchemas, { customOptions: { ...customOptions, coerceTypes: false }, plugins: options?.plugins })
-  // Fastify hands over { schema, method, url, httpPart }.
-  return (route) => (typeof route === 'object' && 'httpPart' in route && route.httpPart === 'body' ? strict : coercing)(route)
 }

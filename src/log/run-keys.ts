@@ -5,8 +5,8 @@ import { RunplaneError, runNotFound } from '../errors.js'
 const MAX_ENTRIES = 20_000
 
 export interface RunKeys {
-  /** Undefined: there is no such run in the workspace. */
-  find(workspaceId: string, runId: string): Promise<string | undefined>
+  /** Undefined: there is no such run in the workspace. At once, where the key is remembered. */
+  find(workspaceId: string, runId: string): string | Promise<string | undefined>
   /**
    * Works with the run's key. One that was remembered may be of a run that another instance has deleted, and that may be there anew under the same id:
    * where the work finds no run, the key is looked up once more. @throws RUN_NOT_FOUND
@@ -21,13 +21,14 @@ export interface RunKeys {
 export function createRunKeys(sql: Sql): RunKeys {
   const keys = new Map<string, string>()
 
-  async function find(workspaceId: string, runId: string): Promise<string | undefined> {
-    const name = `${workspaceId} ${runId}`
-    const known = keys.get(name)
-    if (known !== undefined) return known
+  function find(workspaceId: string, runId: string): string | Promise<string | undefined> {
+    return keys.get(`${workspaceId} ${runId}`) ?? lookUp(workspaceId, runId)
+  }
+
+  async function lookUp(workspaceId: string, runId: string): Promise<string | undefined> {
     const [row] = await sql<{ key: string }[]>`select key from runs where workspace_id = ${workspaceId} and id = ${runId}`
     if (!row) return undefined
-    add(name, row.key)
+    add(`${workspaceId} ${runId}`, row.key)
     return row.key
   }
 

@@ -37,7 +37,8 @@ export interface HotState {
 
 interface Slot extends HotState {
   holders: number
-  tail: Promise<void>
+  /** Who come after the holder that has the lock, in order. */
+  waiting: (() => void)[]
 }
 
 export interface States {
@@ -57,26 +58,23 @@ export interface States {
 export function createStates(options: { maxRuns: number; onEvict?: (hot: HotState) => void }): States {
   const slots = new Map<string, Slot>()
 
-  function acquire(runKey: string): { slot: Slot; ready: Promise<void>; release: () => void } {
+  /** @returns the slot, and what to wait for before it is one's own: nothing, where nobody has it. */
+  function acquire(runKey: string): { slot: Slot; ready: Promise<void> | undefined } {
     let slot = slots.get(runKey)
     if (slot) slots.delete(runKey)
-    else slot = { runKey, row: undefined, contendedUntilMs: 0, state: undefined, savedVersion: 0, savedAtMs: Date.now(), holders: 0, tail: Promise.resolve() }
+    else slot = { runKey, row: undefined, contendedUntilMs: 0, state: undefined, savedVersion: 0, savedAtMs: Date.now(), holders: 0, waiting: [] }
     slots.set(runKey, slot)
-    const held = slot
-    held.holders++
-    const ready = held.tail
-    let open = (): void => {}
-    held.tail = new Promise((resolve) => {
-      open = resolve
-    })
-    const release = () => {
-      held.holders--
-      open()
-      // Runs by the thousand come and go in a queue: a slot that says nothing is garbage while it is young.
-      if (held.holders === 0 && !held.state && held.contendedUntilMs === 0) slots.delete(runKey)
-      evict()
-    }
-    return { slot: held, ready, release }
+    const { waiting } = slot
+    const ready = slot.holders++ === 0 ? undefined : new Promise<void>((resolve) => waiting.push(resolve))
+    return { slot, ready }
+  }
+
+  function release(slot: Slot): void {
+    slot.holders--
+    slot.waiting.shift()?.()
+    // Runs by the thousand come and go in a queue: a slot that says nothing is garbage while it is young.
+    if (slot.holders === 0 && !slot.state && slot.contendedUntilMs === 0) slots.delete(slot.runKey)
+    evict()
   }
 
   function evict(): void {
@@ -91,12 +89,12 @@ export function createStates(options: { maxRuns: number; onEvict?: (hot: HotStat
 
   return {
     async hold(runKey, work) {
-      const { slot, ready, release } = acquire(runKey)
+      const { slot, ready } = acquire(runKey)
       try {
-        await ready
+        if (ready) await ready
         return await work(slot)
       } finally {
-        release()
+        release(slot)
       }
     },
     async holdAll(runKeys, work) {
@@ -104,12 +102,12 @@ export function createStates(options: { maxRuns: number; onEvict?: (hot: HotStat
       try {
         const hot = new Map<string, HotState>()
         for (const { slot, ready } of held) {
-          await ready
+          if (ready) await ready
           hot.set(slot.runKey, slot)
         }
         return await work(hot)
       } finally {
-        for (const { release } of held) release()
+        for (const { slot } of held) release(slot)
       }
     },
     *unsaved() {

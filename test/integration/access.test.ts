@@ -266,7 +266,7 @@ t.test('a cached answer is asked for once, expires, is bounded, and is not kept 
   await ask('c')
   t.equal(await ask('a'), 2, 'it was used last')
   t.equal(await ask('b'), 5, 'it was not, and made room')
-  await t.rejects(cache.get('d', () => Promise.reject(new Error('down'))))
+  await t.rejects(async () => cache.get('d', () => Promise.reject(new Error('down'))))
   t.equal(await ask('d'), 6)
   cache.clear()
   t.equal(await ask('d'), 7)

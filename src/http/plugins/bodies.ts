@@ -2,7 +2,7 @@
  * How bodies may arrive: none is text of no known format, and one that is read whole has to arrive in time, so that a client that
  * sends half of it does not hold a connection for ever. NDJSON is read as it comes, and may take as long as its agent runs.
  */
-import type { FastifyInstance } from 'fastify'
+import type { FastifyInstance, FastifyReply, RequestPayload } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
 import type { Config } from '../../config.js'
 import { RunplaneError } from '../../errors.js'
@@ -22,30 +22,37 @@ export const bodiesPlugin = fastifyPlugin(
   async (app: FastifyInstance, { config }: { config: Pick<Config, 'BODY_TIMEOUT_MS'> }) => {
     app.removeContentTypeParser('text/plain')
 
-    app.addHook('preParsing', async (request, reply, payload) => {
-      const encoding = request.headers['content-encoding']
-      const unpacks = request.routeOptions.config.gzip && encoding?.toLowerCase() === 'gzip'
-      if (encoding !== undefined && encoding.toLowerCase() !== 'identity' && !unpacks) {
+    app.addHook('preParsing', (request, reply, payload, done) => {
+      const { 'content-encoding': encoding, 'content-type': type, 'content-length': bytes = '0', 'transfer-encoding': transfer } = request.headers
+      const { gzip, streamed } = request.routeOptions.config
+      if (encoding !== undefined && encoding.toLowerCase() !== 'identity' && !(gzip && encoding.toLowerCase() === 'gzip')) {
         // RFC 9110, section 15.5.16.
-        throw new RunplaneError('UNSUPPORTED_FORMAT', `Content-Encoding '${encoding.slice(0, 100)}' is not known here. Send the body as it is.`, {
-          headers: { 'accept-encoding': 'identity' },
-        })
-      }
-      const { 'content-type': type, 'content-length': bytes = '0', 'transfer-encoding': transfer } = request.headers
-      if ((bytes === '0' && transfer === undefined) || request.routeOptions.config.streamed || (type !== undefined && STREAMED.test(type))) return
-      const timer = setTimeout(() => {
-        // Only where Fastify still reads: an error without a listener would end the process.
-        if (payload.listenerCount('error') === 0) return
-        reply.header('connection', 'close')
-        // Not destroy(), which would take the socket with it, and the answer.
-        payload.emit(
-          'error',
-          new RunplaneError('REQUEST_TIMEOUT', `The body did not arrive within ${config.BODY_TIMEOUT_MS} ms (BODY_TIMEOUT_MS). Send it again.`),
+        done(
+          new RunplaneError('UNSUPPORTED_FORMAT', `Content-Encoding '${encoding.slice(0, 100)}' is not known here. Send the body as it is.`, {
+            headers: { 'accept-encoding': 'identity' },
+          }),
         )
-      }, config.BODY_TIMEOUT_MS)
-      const stop = () => clearTimeout(timer)
-      payload.once('end', stop).once('close', stop)
+        return
+      }
+      const isNone = bytes === '0' && transfer === undefined
+      if (!isNone && !streamed && (type === undefined || !STREAMED.test(type))) {
+        const timer = setTimeout(giveUp, config.BODY_TIMEOUT_MS, payload, reply)
+        // Comes after its end as well.
+        payload.once('close', () => clearTimeout(timer))
+      }
+      done()
     })
+
+    function giveUp(payload: RequestPayload, reply: FastifyReply): void {
+      // Only where Fastify still reads: an error without a listener would end the process.
+      if (payload.listenerCount('error') === 0) return
+      reply.header('connection', 'close')
+      // Not destroy(), which would take the socket with it, and the answer.
+      payload.emit(
+        'error',
+        new RunplaneError('REQUEST_TIMEOUT', `The body did not arrive within ${config.BODY_TIMEOUT_MS} ms (BODY_TIMEOUT_MS). Send it again.`),
+      )
+    }
   },
   { name: 'bodies' },
 )

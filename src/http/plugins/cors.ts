@@ -18,10 +18,6 @@ export const corsPlugin = fastifyPlugin(
       // The answer to an OPTIONS that is no preflight would be a text.
       strictPreflight: false,
     })
-    // A stream hijacks the reply: it sends what is set on the bare response.
-    app.addHook('onRequest', async (_request, reply) => {
-      for (const [name, value] of Object.entries(reply.getHeaders())) if (value !== undefined) reply.raw.setHeader(name, value)
-    })
   },
   { name: 'cors' },
 )

@@ -28,14 +28,9 @@ export const errorsPlugin = fastifyPlugin(
       endWithProblem(socket, new RunplaneError('METHOD_NOT_ALLOWED', 'This is no proxy: CONNECT is not taken.', { headers: { allow: '' } }), uuidv7())
     })
 
-    app.addHook('onRequest', async (request) => {
-      const { host } = request.headers
-      if (host === undefined && request.raw.httpVersion === '1.1') throw new RunplaneError('VALIDATION_ERROR', 'A request of HTTP/1.1 has the header Host.')
-      // Joined by Node. RFC 9112, section 3.2: two are refused, since another server may go by the other one.
-      if (host?.includes(', ')) throw new RunplaneError('VALIDATION_ERROR', 'A request has one header Host.')
-      if (request.url.includes('%00')) throw new RunplaneError('VALIDATION_ERROR', 'The URL must not contain %00: no id, name or text may hold a NUL.')
-      if (request.url.includes('%') && !isPercentEncoding(request.url))
-        throw new RunplaneError('VALIDATION_ERROR', 'The URL is not valid percent-encoding of UTF-8.')
+    app.addHook('onRequest', (request, _reply, done) => {
+      const fault = faultOf(request)
+      done(fault === undefined ? undefined : new RunplaneError('VALIDATION_ERROR', fault))
     })
 
     app.setErrorHandler<FastifyError>(sendProblem)
@@ -54,6 +49,16 @@ export const errorsPlugin = fastifyPlugin(
   },
   { name: 'errors' },
 )
+
+/** What is wrong with a request whatever its route. */
+function faultOf({ headers: { host }, raw, url }: FastifyRequest): string | undefined {
+  if (host === undefined && raw.httpVersion === '1.1') return 'A request of HTTP/1.1 has the header Host.'
+  // Joined by Node. RFC 9112, section 3.2: two are refused, since another server may go by the other one.
+  if (host?.includes(', ')) return 'A request has one header Host.'
+  if (!url.includes('%')) return undefined
+  if (url.includes('%00')) return 'The URL must not contain %00: no id, name or text may hold a NUL.'
+  return isPercentEncoding(url) ? undefined : 'The URL is not valid percent-encoding of UTF-8.'
+}
 
 /** The longest body that is read to its end only to be able to answer that it is too long. */
 const MAX_DROPPED_BYTES = 67_108_864

@@ -75,14 +75,16 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
         const ofProducer = producer && `p:${producer.id.length}:${producer.id}:${producer.epoch}:${producer.seq}:${slice}`
         const ofKey = idempotencyKey && `k:${idempotencyKey}:${slice}`
         const key = ofProducer ?? ofKey
+        const ifMatch = headers['if-match']
         const receipt = await store(commit, access.workspaceId, runId, {
+          runKey: '',
           receivedAt: new Date().toISOString(),
           items: appendItems,
           // Of the slices after the first: nobody came between.
-          ...(headers['if-match'] !== undefined && { ifMatch: Math.max(Number(headers['if-match'].slice(1, -1)), tally.totals().lastSeq ?? 0) }),
-          ...(producer && { producer }),
-          ...(headers['x-worker-id'] !== undefined && { workerId: headers['x-worker-id'] }),
-          ...(key !== undefined && { requestKey: { key, also: ofProducer && ofKey, hash: hash() } }),
+          ifMatch: ifMatch === undefined ? undefined : Math.max(Number(ifMatch.slice(1, -1)), tally.totals().lastSeq ?? 0),
+          producer,
+          workerId: headers['x-worker-id'],
+          requestKey: key === undefined ? undefined : { key, also: ofProducer && ofKey, hash: hash() },
         })
         slice++
         tally.add(receipt)
@@ -107,7 +109,9 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
       } else throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send one JSON object, an array of objects, or {"events":[...]}.')
 
       if (producer) reply.header('producer-epoch', producer.epoch).header('producer-seq', producer.seq)
-      return reply.code(tally.status()).send(tally.answer(runId))
+      // Not the reply, which is a promise of its end: to wait for that costs as much as to send it.
+      reply.code(tally.status())
+      return tally.answer(runId)
     },
   )
 
@@ -140,12 +144,15 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
     },
   )
 
-  async function store(commit: GroupCommit['append'], workspaceId: string, runId: string, request: Omit<AppendRequest, 'runKey'>): Promise<AppendReceipt> {
+  /** Finds the request's `runKey`, and stores it. */
+  async function store(commit: GroupCommit['append'], workspaceId: string, runId: string, request: AppendRequest): Promise<AppendReceipt> {
     // A key that is remembered may be of a run that was deleted and made anew: then it is looked up once more.
     for (let attempt = 0; attempt < 2; attempt++) {
-      const runKey = await runKeys.find(workspaceId, runId)
+      const found = runKeys.find(workspaceId, runId)
+      const runKey = typeof found === 'string' ? found : await found
       if (runKey === undefined) break
-      const outcome = await commit({ ...request, runKey })
+      request.runKey = runKey
+      const outcome = await commit(request)
       if (outcome.kind === 'done') return outcome.receipt
       if (outcome.kind === 'refused') throw outcome.error
       runKeys.forget(workspaceId, runId)
