@@ -166,13 +166,14 @@ async function crashes(t: Test, database: DatabaseKind): Promise<void> {
   })
 }
 
-t.test('nothing that was acknowledged is lost or doubled when the service is killed ten times, on the embedded database', { timeout: 120_000 }, async (t) => {
+t.setTimeout(480_000)
+t.test('nothing that was acknowledged is lost or doubled when the service is killed ten times, on the embedded database', { timeout: 230_000 }, async (t) => {
   await crashes(t, 'embedded')
 })
 
 t.test(
   'nothing that was acknowledged is lost or doubled when the service is killed ten times, on a Postgres server',
-  { timeout: 120_000, skip: TEST_DATABASE_URL === undefined && NO_SERVER },
+  { timeout: 230_000, skip: TEST_DATABASE_URL === undefined && NO_SERVER },
   async (t) => {
     await crashes(t, 'postgres')
   },
