@@ -20,7 +20,7 @@ import type { HotState, States } from './states.js'
 const MAX_GROUP_EVENTS = 2000
 const MAX_GROUP_BYTES = 4 * 1024 * 1024
 /** One committer makes the largest groups, and those cost the least; another one joins when this much waits, or when a group takes long. */
-const ANOTHER_COMMITTER_EVENTS = 16
+const ANOTHER_COMMITTER_EVENTS = 64
 const PATIENCE_MS = 25
 /** Attempts at a group that the database could not take for a passing reason. */
 const MAX_ATTEMPTS = 8
