@@ -9,6 +9,9 @@
 import { type OnReadOpts, Socket, type SocketConstructorOpts } from 'node:net'
 import { createMessageReads } from './message-reads.js'
 
+/** The statement of some events. */
+const LARGE_BYTES = 4096
+
 class SteadySocket extends Socket {
   #closing = false
   #gathering = false
@@ -24,17 +27,25 @@ class SteadySocket extends Socket {
     super(inMessages ? options : {})
   }
 
-  /** What is written within one turn goes out as one: each system call, and the backend that it wakes, costs some 100 µs on a small machine. */
+  /**
+   * What is written within one turn goes out as one: each system call, and the backend that it wakes, costs some 100 µs on a small machine.
+   * But what a backend has to work on for a while goes at once, so that it need not wait for all else that this turn does.
+   */
   override write(chunk: Uint8Array | string, ...rest: unknown[]): boolean {
     if (!this.#gathering) {
       this.#gathering = true
       this.cork()
-      process.nextTick(() => {
-        this.#gathering = false
-        this.uncork()
-      })
+      process.nextTick(() => this.#send())
     }
-    return Reflect.apply(super.write, this, [chunk, ...rest])
+    const goesOn: boolean = Reflect.apply(super.write, this, [chunk, ...rest])
+    if (chunk.length >= LARGE_BYTES) this.#send()
+    return goesOn
+  }
+
+  #send(): void {
+    if (!this.#gathering) return
+    this.#gathering = false
+    this.uncork()
   }
 
   override emit(event: string | symbol, ...values: unknown[]): boolean {

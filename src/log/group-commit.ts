@@ -183,8 +183,11 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     }
     // Outside the try: what has been stored must not be stored again.
     deps.onCommitted(result.committed)
-    result.outcomes.forEach((outcome, index) => {
-      group[index]?.resolve(outcome)
+    // After this turn's promises, by which the next group has been sent: Postgres works on that one while this one is answered.
+    process.nextTick(() => {
+      result.outcomes.forEach((outcome, index) => {
+        group[index]?.resolve(outcome)
+      })
     })
     deps.onGroup?.({ requests: group.length, events: result.events, durationMs: performance.now() - startedMs })
   }
