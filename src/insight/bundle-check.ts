@@ -19,13 +19,15 @@ import {
   createFileTally,
   type EventTally,
   MANIFEST_FILE,
+  MAX_CHECK_LINES,
   Manifest,
   RAW_FILE,
   SECTIONS,
   type Section,
 } from './bundle.js'
-import { type CheckedEvent, checkCanonical, checkRaw, seqOfLine } from './bundle-events.js'
+import { type CheckedEvent, checkCanonical, checkRaw, isShallow, seqOfLine } from './bundle-events.js'
 import { HEADER_PLACE, type Place } from './bundle-lines.js'
+import { MAX_ENTRIES } from './zip-bounds.js'
 
 export interface ArtifactPiece {
   sha256: string
@@ -37,6 +39,8 @@ const headerCheck = TypeCompiler.Compile(BundleHeader)
 const manifestCheck = TypeCompiler.Compile(Manifest)
 const checksCheck = TypeCompiler.Compile(Checks)
 const SHA256 = /^[0-9a-f]{64}$/
+/** Types of events that are counted one by one; the vocabulary has some sixty. */
+const MAX_TYPES = 1_000_000
 
 type FileEntry = Manifest['files'][number]
 
@@ -90,6 +94,7 @@ export function createBundleCheck() {
 
   function put(file: FileEntry): void {
     if (files.has(file.path)) throw new BundleError(file.path, 'it is there twice')
+    if (files.size === MAX_ENTRIES) throw new BundleError(file.path, `the bundle has more than ${MAX_ENTRIES} files`)
     files.set(file.path, file)
   }
 
@@ -140,6 +145,7 @@ export function createBundleCheck() {
       file.add(line)
       file.add('\n')
       put(file.end(section.file))
+      if (!isShallow(line)) throw new BundleError(section.file, 'it is no JSON, or nests too deep')
       let value: unknown
       try {
         value = JSON.parse(line.toString('utf8'))
@@ -163,7 +169,9 @@ export function createBundleCheck() {
       if (nextSeq > headSeq) throw new BundleError(CANONICAL_FILE, `it is beyond the head of the run, which is ${headSeq}`, nextSeq)
       canonical.add(line)
       nextSeq++
-      types.set(checked.event.type, (types.get(checked.event.type) ?? 0) + 1)
+      const { type } = checked.event
+      types.set(type, (types.get(type) ?? 0) + 1)
+      if (types.size > MAX_TYPES) throw new BundleError(CANONICAL_FILE, `there are more than ${MAX_TYPES} types of events`, nextSeq - 1)
       return checked
     },
 
@@ -219,6 +227,7 @@ export function createBundleCheck() {
 
     checks(line: Buffer) {
       checks ??= []
+      if (checks.length === MAX_CHECK_LINES) throw new BundleError(CHECKS_FILE, `it has more than ${MAX_CHECK_LINES} lines`)
       checks.push(parsed(CHECKS_FILE, line.toString('utf8'), checksCheck))
       checksFile.add(line)
       checksFile.add('\n')

@@ -39,6 +39,19 @@ function parse(file: string, seq: number, line: Buffer): { text: string; value: 
   }
 }
 
+/** Of run.json, state.json and metrics.json, which hold what events hold, some levels further down. */
+const MAX_RECORD_DEPTH = MAX_DEPTH + 64
+
+/** False for what is no value of JSON, or so deep that reading it would take more stack than there is. */
+export function isShallow(line: Buffer): boolean {
+  try {
+    return endOfValue(line, 0, line.length, MAX_RECORD_DEPTH, { suspicious: false }) === line.length
+  } catch (error) {
+    if (error instanceof JsonFault) return false
+    throw error
+  }
+}
+
 const NUMBER = /\{(?:"runId":"[^"]*","seq"|"rawSeq"):(\d{1,16}),/
 const NUMBER_BYTES = 400
 

@@ -87,8 +87,25 @@ export const Manifest = Type.Object({
 })
 export type Manifest = Static<typeof Manifest>
 
+/** Of each link so many bytes are kept, to find by them where a file was changed. */
+const CHECK_BYTES = 3
+const CHECKS_OF_LINE = 4096
+/** Beyond so many events not every link is kept: what a bundle costs in memory stays bounded. */
+const MAX_CHECKS = 1_000_000
+/** Lines of events/checks.ndjson: of both files of events, each with its last link. */
+export const MAX_CHECK_LINES = 2 * (Math.ceil(MAX_CHECKS / CHECKS_OF_LINE) + 1)
+
 /** One line of events/checks.ndjson. `links` is base64: the first three bytes of every `every`th link of the chain, and of the last. */
-export const Checks = Type.Object({ file: Type.String(), first: count, every: Type.Integer({ minimum: 1 }), links: Type.String() })
+export const Checks = Type.Object(
+  {
+    file: Type.Union([Type.Literal(CANONICAL_FILE), Type.Literal(RAW_FILE)]),
+    first: count,
+    every: Type.Integer({ minimum: 1 }),
+    links: Type.String({ maxLength: (CHECKS_OF_LINE * CHECK_BYTES * 4) / 3 }),
+  },
+  // They are kept until all is read: what else a line held would be kept as well.
+  { additionalProperties: false },
+)
 export type Checks = Static<typeof Checks>
 
 /** Why events are left out that retention has deleted. */
@@ -124,11 +141,6 @@ export function createFileTally() {
   }
 }
 
-/** Of each link so many bytes are kept, to find by them where a file was changed. */
-const CHECK_BYTES = 3
-const CHECKS_OF_LINE = 4096
-/** Beyond so many events not every link is kept: what a bundle costs in memory stays bounded. */
-const MAX_CHECKS = 1_000_000
 const LINK_BYTES = 32
 const BLOCK_BYTES = 65_536
 const NEWLINE = 0x0a

@@ -8,11 +8,11 @@ import { mkdir, readdir, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Readable } from 'node:stream'
 import { finished, pipeline } from 'node:stream/promises'
-import { Type } from '@sinclair/typebox'
+import { type TSchema, Type } from '@sinclair/typebox'
 import { Value } from '@sinclair/typebox/value'
 import type { Sql } from '../db/client.js'
 import type { CanonicalEvent } from '../domain/canonical-event.js'
-import { NEW_RUN_ID_PATTERN } from '../domain/ids.js'
+import { NEW_RUN_ID_PATTERN, RUN_ID_PATTERN } from '../domain/ids.js'
 import { toUtc } from '../domain/time.js'
 import { RunplaneError } from '../errors.js'
 import { beginImport, type ImportedRun, type RunImport } from '../log/import.js'
@@ -71,20 +71,23 @@ const BATCH_CHARS = 2_097_152
 const STALE_MS = 86_400_000
 const RUN_ID = new RegExp(NEW_RUN_ID_PATTERN)
 
-const nullable = <T extends ReturnType<typeof Type.String> | ReturnType<typeof Type.Integer>>(schema: T) => Type.Optional(Type.Union([schema, Type.Null()]))
+const nullable = <T extends TSchema>(schema: T) => Type.Optional(Type.Union([schema, Type.Null()]))
+/** As `POST /runs` takes it (domain/run-request.ts), with room for what was masked or hashed since: that is longer than it was. */
+const label = Type.String({ maxLength: 1024 })
+const members = Type.Record(Type.String(), Type.Unknown())
 /** What is read of run.json; the rest is folded from the events. */
 const BundleRun = Type.Object({
-  name: nullable(Type.String()),
-  kind: nullable(Type.String()),
+  name: nullable(label),
+  kind: nullable(label),
   priority: Type.Optional(Type.Integer({ minimum: -1_000_000, maximum: 1_000_000 })),
   maxAttempts: nullable(Type.Integer({ minimum: 1, maximum: 1_000_000 })),
-  parentRunId: nullable(Type.String()),
+  parentRunId: nullable(Type.String({ pattern: RUN_ID_PATTERN })),
   input: Type.Optional(Type.Unknown()),
-  metadata: Type.Optional(Type.Unknown()),
-  tags: Type.Optional(Type.Array(Type.String())),
-  participants: Type.Optional(Type.Array(Type.Unknown())),
-  session: Type.Optional(Type.Unknown()),
-  source: Type.Optional(Type.Unknown()),
+  metadata: nullable(members),
+  tags: Type.Optional(Type.Array(label, { maxItems: 100 })),
+  participants: nullable(Type.Array(members, { maxItems: 1000 })),
+  session: nullable(members),
+  source: nullable(members),
   createdAt: Type.String(),
   updatedAt: Type.String(),
   archivedAt: nullable(Type.String()),

@@ -11,7 +11,7 @@ import { openPromise } from 'yauzl'
 import { ZipFile } from 'yazl'
 import { BundleError, BundleTooLargeError } from '../../src/insight/bundle.js'
 import { scanBundle } from '../../src/insight/bundle-reader.js'
-import { exportOf, importInto, listening, temporaryFolder } from '../support/bundles.js'
+import { exportOf, importInto, listening, resealed, temporaryFolder } from '../support/bundles.js'
 import { testDatabase } from '../support/database.js'
 
 const CANONICAL = 'events/canonical.ndjson'
@@ -318,4 +318,44 @@ t.test('what is hostile in a cut zip costs nothing, and is refused', async (t) =
     { numRuns: 60 },
   )
   t.ok(rawEvents > 1)
+})
+
+t.test('a bundle that agrees with itself, and was never exported', async (t) => {
+  const bundle = await exportOf(url, 'original', '?format=ndjson')
+  const CHECKS = 'events/checks.ndjson'
+
+  await t.test('is read where it could have been', async (t) => {
+    t.match(
+      await importInto(
+        url,
+        resealed(bundle, (lines) => lines),
+        '?as=resealed',
+      ),
+      { status: 201 },
+    )
+  })
+
+  await t.test('is refused for a record that no run has, whatever it would take to read it', async (t) => {
+    const withRecord = (from: RegExp, to: string) =>
+      resealed(bundle, (lines) => lines.map((line) => (line.startsWith('{"kind":"run"') ? line.replace(from, to) : line)))
+    const deep = `"input":${'['.repeat(100_000)}${']'.repeat(100_000)}`
+    const records: [string, Buffer][] = [
+      ['deep', withRecord(/"input":\{[^}]*\}/, deep)],
+      ['a name of a megabyte', withRecord(/"name":null/, `"name":"${'x'.repeat(1_000_000)}"`)],
+      ['a thousand tags', withRecord(/"tags":\[\]/, `"tags":${JSON.stringify(new Array(1000).fill('tag'))}`)],
+      ['a parent that can be none', withRecord(/"parentRunId":null/, '"parentRunId":"../other"')],
+      ['metadata that is none', withRecord(/"metadata":\{\}/, '"metadata":5')],
+    ]
+    for (const [what, bytes] of records) {
+      t.match(await importInto(url, bytes, '?as=record'), { status: 400, body: { code: 'VALIDATION_ERROR', errors: [{ path: 'run.json' }] } }, what)
+    }
+  })
+
+  await t.test('is refused for more checks than there are links, before they are in memory', async (t) => {
+    const line = (links: string, more = '') => `{"kind":"checks","checks":{"file":"${CANONICAL}","first":1,"every":1,"links":"${links}"${more}}}`
+    const withChecks = (...checks: string[]) => resealed(bundle, (lines) => [...lines.slice(0, -1), ...checks, ...lines.slice(-1)])
+    t.match(await faultOf(withChecks(...new Array(1000).fill(line('AAAA')))), { file: CHECKS, message: /more than \d+ lines/ })
+    t.match(await faultOf(withChecks(line('A'.repeat(1_000_000)))), { file: CHECKS, message: /links/ })
+    t.match(await faultOf(withChecks(line('AAAA', `,"more":"${'x'.repeat(1000)}"`))), { file: CHECKS, message: /more/ })
+  })
 })

@@ -1,6 +1,7 @@
 /** An instance of the service in this process, and what bundles are made of, for the tests of exports and imports. */
 import './parquet-loader.js'
 import { execFileSync } from 'node:child_process'
+import { createHash } from 'node:crypto'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import type { AddressInfo } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -51,6 +52,27 @@ export async function scanned(folder: string, bundle: Uint8Array): Promise<Bundl
   } catch (error) {
     return error instanceof Error ? error.message : String(error)
   }
+}
+
+/**
+ * An NDJSON bundle with other lines, and hashes that agree with them, as whoever can compute a SHA-256 may make one.
+ * The events are those that there were.
+ */
+export function resealed(bundle: Buffer, change: (lines: string[]) => string[]): Buffer {
+  const sha256 = (text: string) => createHash('sha256').update(text).digest('hex')
+  const lines = change(bundle.toString().trimEnd().split('\n'))
+  const contentOf = (kind: string) => {
+    const prefix = `{"kind":"${kind}","${kind}":`
+    const found = lines.filter((line) => line.startsWith(prefix))
+    return found.map((line) => `${line.slice(prefix.length, -1)}\n`).join('')
+  }
+  const { kind, sha256: _, ...manifest } = JSON.parse(lines.at(-1) ?? '')
+  for (const file of manifest.files) {
+    const content = file.path === 'run.json' ? contentOf('run') : file.path === 'events/checks.ndjson' ? contentOf('checks') : undefined
+    if (content !== undefined) Object.assign(file, { bytes: Buffer.byteLength(content), sha256: sha256(content) })
+  }
+  const text = JSON.stringify(manifest).slice(0, -1)
+  return Buffer.from([...lines.slice(0, -1), `{"kind":"${kind}",${text.slice(1)},"sha256":"${sha256(text)}"}`, ''].join('\n'))
 }
 
 /** A file of a zip, as the `unzip` of Info-ZIP reads it: another reader than ours. */
