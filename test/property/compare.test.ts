@@ -5,7 +5,7 @@ import t from 'tap'
 import type { CanonicalEvent } from '../../src/domain/canonical-event.js'
 import { createRules } from '../../src/domain/volatile.js'
 import { type Alignment, align, type Digests, NONE } from '../../src/insight/compare/alignment.js'
-import type { Comparison, Counts } from '../../src/insight/compare/answer.js'
+import type { Comparison, Counts, Divergence } from '../../src/insight/compare/answer.js'
 import { compare, DEFAULT_LIMIT } from '../../src/insight/compare/compare.js'
 import { openEventsSide } from '../../src/insight/compare/events-side.js'
 import { createPauses } from '../../src/insight/compare/pauses.js'
@@ -130,10 +130,11 @@ t.test('compare(A, B) mirrors compare(B, A)', async () => {
   const swap = ({ op, left, right, ...rest }: { op: string; left?: unknown; right?: unknown }) =>
     JSON.stringify({ op: swappedOp[op] ?? op, left: right, right: left, ...rest })
   await fc.assert(
-    fc.asyncProperty(arbitraryEvents({ maxLength: 30 }), arbitraryEvents({ maxLength: 30 }), fc.nat(30), async (some, more, cut) => {
-      // Runs that have something in common.
+    fc.asyncProperty(arbitraryEvents({ maxLength: 30 }), arbitraryEvents({ maxLength: 30 }), fc.nat(30), fc.nat(30), async (some, more, cut, to) => {
+      // Runs that have something in common, and one of whose events has moved.
       const left = renumbered(some)
-      const right = renumbered([...some.slice(0, cut), ...more, ...some.slice(cut + 2)])
+      const edited = [...some.slice(0, cut), ...more, ...some.slice(cut + 2)]
+      const right = renumbered(edited.toSpliced(to, 0, ...edited.splice(0, 1)))
       const one = await compared(left, right)
       const other = await compared(right, left)
       const counts = ({ equal, changed, leftOnly, rightOnly, moved }: Counts) => [equal, changed, leftOnly, rightOnly, moved].join()
@@ -152,7 +153,10 @@ t.test('compare(A, B) mirrors compare(B, A)', async () => {
       }
       if (one.statusMatch !== other.statusMatch) throw new Error('status')
       if (one.firstDivergence?.content?.leftSeq !== other.firstDivergence?.content?.rightSeq) throw new Error('first divergence of content')
-      if ((one.firstDivergence?.shape === undefined) !== (other.firstDivergence?.shape === undefined)) throw new Error('first divergence of shape')
+      const place = (shape: Divergence | undefined, from: 'leftSeq' | 'rightSeq', to: 'leftSeq' | 'rightSeq') => shape && [shape[from], shape[to]].join()
+      const [here, there] = [one.firstDivergence?.shape, other.firstDivergence?.shape]
+      if (place(here, 'leftSeq', 'rightSeq') !== place(there, 'rightSeq', 'leftSeq'))
+        throw new Error(`first divergence of shape: ${JSON.stringify([here, there])}`)
       const artifacts = [one.artifacts?.added.length, one.artifacts?.removed.length, one.artifacts?.changed.length].join()
       if (artifacts !== [other.artifacts?.removed.length, other.artifacts?.added.length, other.artifacts?.changed.length].join()) throw new Error(artifacts)
     }),

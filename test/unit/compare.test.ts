@@ -99,6 +99,30 @@ async function compared(left: readonly CanonicalEvent[], right: readonly Canonic
   return compare(await open(left), await open(right), { prices: createPrices(), rules, ignore: [], limit: 100, fields: true, pauses: createPauses() })
 }
 
+t.test('where the runs first part is the same place from either side', async (t) => {
+  const run = (names: string) => {
+    const log = createLog()
+    for (const name of names) log.about(`step/${name}`, 'step.started', { name })
+    return log.events
+  }
+  const parting = async (left: string, right: string) => {
+    const { firstDivergence } = await compared(run(left), run(right))
+    const { leftSeq, rightSeq, why = '' } = firstDivergence?.shape ?? {}
+    return `${leftSeq} ${rightSeq} ${why.replaceAll('step.started ', '')}`
+  }
+  t.equal(await parting('mxy', 'xzym'), "1 4 'm' is in both runs, at another place.")
+  t.equal(await parting('xzym', 'mxy'), "4 1 'm' is in both runs, at another place.", 'and not the event that comes later')
+  t.equal(await parting('abcm', 'abmx'), "3 3 The left run has 'c'; in the right run 'm' comes there.")
+  t.equal(await parting('abmx', 'abcm'), "3 3 The right run has 'c'; in the left run 'm' comes there.")
+  t.equal(await parting('axb', 'ayb'), "2 2 The left run has 'x'; in the right run 'y' comes there.")
+  t.equal(await parting('ayb', 'axb'), "2 2 The left run has 'y'; in the right run 'x' comes there.")
+  t.equal(await parting('ab', 'a'), "2 null The right run ends before 'b'.")
+  t.equal(await parting('a', 'ab'), "null 2 The left run ends before 'b'.")
+  t.equal(await parting('axb', 'ab'), "2 2 The left run has 'x'; in the right run 'b' comes there.")
+  t.equal(await parting('ab', 'axb'), "2 2 The right run has 'x'; in the left run 'b' comes there.")
+  t.equal(await parting('ab', 'ab'), 'undefined undefined ')
+})
+
 t.test('steps and calls are units from their start to their end, also where events of others come between', async (t) => {
   const run = (order: readonly string[], result = 'ok') => {
     const log = createLog()

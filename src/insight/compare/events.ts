@@ -7,34 +7,32 @@ import { eventDiff } from './fields.js'
 import { createCounts, tally, walk } from './script.js'
 import { type Columns, type Side, typeAt } from './side.js'
 
+/** Indexes of events: of a pair, or of what stands on each side where the runs part. */
 interface Place {
-  op: Op
   left: number
   right: number
-  /** What comes next on each side: what stands in this place there. */
-  nextLeft: number
-  nextRight: number
+}
+
+interface Parting extends Place {
+  /** The same event, elsewhere: `left` and `right` say where. */
+  isMoved: boolean
+  /** Whether it is the left run that has the event which is not there in the other. */
+  isOfLeft: boolean
 }
 
 export interface EventsWalk {
   diff: EventsDiff
-  shape: Place | undefined
+  shape: Parting | undefined
   content: Place | undefined
 }
 
 export function walkEvents(left: Columns, right: Columns, alignment: Alignment, limit: number): EventsWalk {
   const diff: EventsDiff = { ...createCounts(), hunks: [], moreHunks: 0 }
-  let shape: Place | undefined
   let content: Place | undefined
   let last: { op: Op; left: number; right: number; hunk: Hunk | undefined } | undefined
-  let nextLeft = 0
-  let nextRight = 0
   walk(left, right, alignment, (op, leftIndex, rightIndex) => {
     tally(diff, op)
-    if (op === 'changed') content ??= { op, left: leftIndex, right: rightIndex, nextLeft, nextRight }
-    else if (op !== 'equal') shape ??= { op, left: leftIndex, right: rightIndex, nextLeft, nextRight }
-    if (leftIndex !== NONE) nextLeft = leftIndex + 1
-    if (rightIndex !== NONE && op !== 'moved') nextRight = rightIndex + 1
+    if (op === 'changed') content ??= { left: leftIndex, right: rightIndex }
     if (op === 'equal') {
       last = undefined
       return
@@ -62,7 +60,22 @@ export function walkEvents(left: Columns, right: Columns, alignment: Alignment, 
     else diff.moreHunks++
     last = { op, left: leftIndex, right: rightIndex, hunk: isShown ? hunk : undefined }
   })
-  return { diff, shape, content }
+  return { diff, shape: partingOf(left, right, alignment), content }
+}
+
+/** Where the runs first part: the same place whichever of them is the left one. Up to there each event has its counterpart at its own index. */
+function partingOf(left: Columns, right: Columns, { toRight, toLeft, movedTo, movedFrom }: Alignment): Parting | undefined {
+  let at = 0
+  while (at < left.length && toRight[at] === at) at++
+  const isLeftFree = at < left.length && toRight[at] === NONE
+  const isRightFree = at < right.length && toLeft[at] === NONE
+  if (!isLeftFree && !isRightFree) return undefined
+  const here = { left: at, right: at, isMoved: false, isOfLeft: isLeftFree }
+  // Both sides have something else there, and that is more than that one of it is also elsewhere.
+  if (isLeftFree && isRightFree) return here
+  const there = (isLeftFree ? movedTo[at] : movedFrom[at]) ?? NONE
+  if (there === NONE) return here
+  return { ...here, ...(isLeftFree ? { right: there } : { left: there }), isMoved: true }
 }
 
 const follows = (before: number, index: number) => (before === NONE ? index === NONE : index === before + 1)
@@ -84,15 +97,12 @@ export async function firstDivergence(sides: Pair, left: Columns, right: Columns
   }
 }
 
-async function shapeDivergence(sides: Pair, left: Columns, right: Columns, place: Place): Promise<Divergence> {
-  const { op } = place
-  const leftIndex = op === 'right_only' ? place.nextLeft : place.left
-  const rightIndex = op === 'left_only' ? place.nextRight : place.right
-  const [one, other] = await Promise.all([eventAt(sides.left, left, leftIndex), eventAt(sides.right, right, rightIndex)])
+async function shapeDivergence(sides: Pair, left: Columns, right: Columns, place: Parting): Promise<Divergence> {
+  const [one, other] = await Promise.all([eventAt(sides.left, left, place.left), eventAt(sides.right, right, place.right)])
   const [here, there] = [one && described(one), other && described(other)]
   let why: string
-  if (op === 'moved') why = `${here} is in both runs, at another place.`
-  else if (op === 'left_only') why = there === null ? `The right run ends before ${here}.` : `The left run has ${here}; in the right run ${there} comes there.`
+  if (place.isMoved) why = `${here} is in both runs, at another place.`
+  else if (place.isOfLeft) why = there === null ? `The right run ends before ${here}.` : `The left run has ${here}; in the right run ${there} comes there.`
   else why = here === null ? `The left run ends before ${there}.` : `The right run has ${there}; in the left run ${here} comes there.`
   return { leftSeq: one?.seq ?? null, rightSeq: other?.seq ?? null, left: one, right: other, why }
 }
