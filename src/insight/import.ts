@@ -20,26 +20,18 @@ import type { LogReader } from '../log/read.js'
 import { createState, encodeState, type FoldState, foldEvent } from '../projections/fold.js'
 import { isCheckpointDue, type Since } from '../runs/checkpoints.js'
 import type { Artifacts } from './artifacts.js'
-import {
-  BundleError,
-  BundleTooLargeError,
-  CANONICAL_FILE,
-  type Checks,
-  checkSpacing,
-  createEventTally,
-  type EventTally,
-  type Manifest,
-  NO_LONGER_KEPT,
-} from './bundle.js'
+import { BundleError, BundleTooLargeError, CANONICAL_FILE, checkSpacing, createEventTally, type EventTally, type Manifest, NO_LONGER_KEPT } from './bundle.js'
 import { type CheckedEvent, isStorable } from './bundle-events.js'
 import { scanBundle } from './bundle-reader.js'
+import { heldOf } from './import-repeat.js'
 
 export interface ImportAnswer {
   runId: string
-  /** False: the run was there already, with all of these events. */
+  /** False: the run was there already, with all of the canonical events. */
   imported: boolean
   lastSeq: number
   lastRawSeq: number
+  /** What of the bundle is in the run: one that was there already may lack raw events and artifacts, and gets none. */
   events: { canonical: number; raw: number }
   artifacts: number
   /** Of the canonical events as they are stored here. */
@@ -57,7 +49,7 @@ export interface Importer {
 export interface ImporterDeps {
   sql: Sql
   reader: LogReader
-  artifacts: Pick<Artifacts, 'store'>
+  artifacts: Pick<Artifacts, 'store' | 'list'>
   /** Folder of bundles on their way. */
   folder: string
   maxBytes: number
@@ -168,7 +160,7 @@ function refusal(error: unknown): unknown {
 type FileDeps = Pick<ImporterDeps, 'sql' | 'reader' | 'artifacts' | 'maxBytes'>
 
 async function importFile(deps: FileDeps, workspaceId: string, path: string, place: string, as: string | undefined): Promise<ImportAnswer> {
-  const { sql, reader, artifacts, maxBytes } = deps
+  const { sql, artifacts, maxBytes } = deps
   const state = createState()
   let since: Since = { events: 0, bytes: 0 }
   let runId = ''
@@ -242,32 +234,14 @@ async function importFile(deps: FileDeps, workspaceId: string, path: string, pla
       if (await writing.publish(row, state)) return { ...answer, imported: true }
     }
     // It was there before, or somebody else has just imported it.
-    await assertSame(deps, workspaceId, runId, tally, manifest.headSeq)
+    const held = await heldOf(deps, workspaceId, runId, tally, manifest)
     if (writing) await writing.abandon()
-    return { ...answer, imported: false }
+    return { ...answer, events: { canonical, raw: held.raw }, artifacts: held.artifacts, imported: false }
   } catch (error) {
     await sender.settle()
     await files.close()
     await writing?.abandon()
     throw error
-  }
-
-  async function assertSame({ sql }: FileDeps, workspaceId: string, runId: string, tally: EventTally, headSeq: number): Promise<void> {
-    const [run] = await sql<{ key: string; last_seq: number }[]>`select key, last_seq from runs where workspace_id = ${workspaceId} and id = ${runId}`
-    if (!run) throw new RunplaneError('OVERLOADED', `Run '${runId}' was deleted while its bundle was read. Send it again.`, { headers: { 'retry-after': '1' } })
-    const own = createEventTally(1, checkSpacing(headSeq))
-    const to = Math.min(headSeq, run.last_seq)
-    while (own.lines < to) {
-      const page = await reader.pageOfEvents({ runKey: run.key, afterSeq: own.lines, limit: Math.min(1000, to - own.lines), maxBytes: 1_048_576 })
-      if (!page || page.count === 0) break
-      for (const item of page.items) own.add(item)
-    }
-    if (own.lines === headSeq && own.chain().hash === tally.chain().hash) return
-    const seq = own.divergence([...tally.checks(CANONICAL_FILE)].map((line) => JSON.parse(line) as Checks)) ?? own.lines + 1
-    throw new RunplaneError(
-      'IDEMPOTENCY_CONFLICT',
-      `There is a run '${runId}', and from seq ${seq} on its events are not those of the bundle. Import it under another id: ?as=<id>.`,
-    )
   }
 }
 

@@ -383,6 +383,29 @@ for (const [name, open] of databases) {
       t.same(answers.map(({ status }) => status).sort(), [200, 200, 200, 200, 200, 200, 200, 201])
       t.equal((await client.events(`race-${name}`)).length, head)
     })
+    await t.test('of a bundle that has more than the run that is there changes nothing, and says what the run has of it', async (t) => {
+      const as = `less-${name}`
+      const whole = await exportOf(url, 'original', everything('zip'))
+      t.match(await importInto(url, await exportOf(url, 'original', '?include=canonical'), `?as=${as}`), { status: 201, body: { events: { raw: 0 } } })
+      t.match(await importInto(url, whole, `?as=${as}`), { status: 200, body: { imported: false, events: { canonical: head, raw: 0 }, artifacts: 0 } })
+      const { lastRawSeq: raw } = (await client.get<RunRecord>(`/runs/copy-${name}`)).body
+      t.match(await importInto(url, whole, `?as=copy-${name}`), { status: 200, body: { imported: false, events: { canonical: head, raw } } })
+    })
+    await t.test('of a run that was trimmed here is 409, for nothing tells whether it is the same', async (t) => {
+      const as = `trimmed-${name}`
+      const bundle = await exportOf(url, 'original')
+      await importInto(url, bundle, `?as=${as}`)
+      await database.sql`update runs set first_seq = 3 where id = ${as}`
+      t.match(await importInto(url, bundle, `?as=${as}`), { status: 409, body: { detail: /before 3 are no longer kept/ } })
+    })
+    await t.test('of a bundle whose raw events are not those of the run is 409', async (t) => {
+      const as = `raw-${name}`
+      const bundle = await exportOf(url, 'original', everything('ndjson'))
+      await importInto(url, bundle, `?as=${as}`)
+      await database.sql`
+        update run_events_raw set body = replace(body, 'build 1', 'build 9') where run_key = (select key from runs where id = ${as})`
+      t.match(await importInto(url, bundle, `?as=${as}`), { status: 409, body: { code: 'IDEMPOTENCY_CONFLICT', detail: /raw events/ } })
+    })
     await t.test('takes NDJSON and JSON gzipped', async (t) => {
       const gzipped = gzipSync(await exportOf(url, 'original', everything('json')))
       t.match(await importInto(url, gzipped, `?as=gz-${name}`, 'application/gzip'), { status: 201 })

@@ -62,10 +62,13 @@ const count = Type.Integer({ minimum: 0 })
 const ImportAnswer = Type.Object(
   {
     runId: Type.String(),
-    imported: Type.Boolean({ description: 'false: the run was there already, with all of these events, and nothing was changed' }),
+    imported: Type.Boolean({ description: 'false: the run was there already, with all of the canonical events, and nothing was changed' }),
     lastSeq: count,
     lastRawSeq: count,
-    events: Type.Object({ canonical: count, raw: count }),
+    events: Type.Object(
+      { canonical: count, raw: count },
+      { description: 'what of the bundle is in the run now; of one that was there it may be fewer raw events' },
+    ),
     artifacts: count,
     chain: Type.String({ description: 'the last link of the chain over the canonical events as they are stored here' }),
   },
