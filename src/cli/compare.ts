@@ -14,7 +14,7 @@ import { compare, DEFAULT_LIMIT, MAX_LIMIT } from '../insight/compare/compare.js
 import { openEventsSide } from '../insight/compare/events-side.js'
 import { createPauses } from '../insight/compare/pauses.js'
 import type { Side } from '../insight/compare/side.js'
-import { createPrices } from '../insight/prices.js'
+import { loadPrices } from '../insight/prices.js'
 import { comparisonText, verdictsText } from './compare-text.js'
 
 interface Options {
@@ -44,7 +44,8 @@ export function compareCommand(): Command {
       .argument('<left>', 'the file of a bundle, or the id of a run; id@120 is the run as of its event 120')
       .argument('<right>', 'the same')
       .option('--json', 'print the comparison as JSON')
-      .option('--assert <list>', "set the exit code by assertions, such as 'status,tools,tokens<=+10%'")
+      // Given twice, both count: the last alone would pass what the first was to stop.
+      .option('--assert <list>', "set the exit code by assertions, such as 'status,tools,tokens<=+10%'; may be given more than once", both)
       .option('--ignore <path>', 'do not compare this member; may be given more than once', (path: string, before: string[]) => [...before, path], [])
       .option('--fields', 'show how changed steps differ, field by field')
       .option('--limit <n>', 'differences that are listed', wholeNumber, DEFAULT_LIMIT)
@@ -87,6 +88,8 @@ async function comparisonOf(left: Place, right: Place, options: Options): Promis
   if ('run' in left && 'run' in right) {
     return request<Comparison>(options.url, '/runs/compare', { left: left.run, right: right.run, ignore, limit, fields })
   }
+  // As the service has them, where it is told of a file of one's own.
+  const prices = loadPrices(process.env.MODEL_PRICES_FILE || undefined)
   const rules = createRules(ignore)
   const pauses = createPauses()
   const open = async (place: Place): Promise<Side> => {
@@ -96,7 +99,7 @@ async function comparisonOf(left: Place, right: Place, options: Options): Promis
     return openEventsSide({ runId, kind: 'run', name: `run ${runId}`, events: () => eventsOf(options.url, runId, seq) }, MAX_EVENTS, rules, pauses)
   }
   const sides = [await open(left), await open(right)] as const
-  return compare(...sides, { prices: createPrices(), rules, ignore, limit, fields, pauses })
+  return compare(...sides, { prices, rules, ignore, limit, fields, pauses })
 }
 
 /** The events of a run up to a seq, page by page. */
@@ -134,6 +137,10 @@ function detailOf(text: string): string {
   } catch {
     return text.slice(0, 200)
   }
+}
+
+function both(list: string, before: string | undefined): string {
+  return before === undefined ? list : `${before},${list}`
 }
 
 function wholeNumber(text: string): number {

@@ -199,6 +199,8 @@ for (const kind of ['embedded', 'server'] as const) {
       t.same(Object.keys(got.body).sort(), ['approximate', 'durationDeltaMs', 'events', 'left', 'metrics', 'right', 'statusMatch'])
       t.same(got.body.events?.hunks, there.events?.hunks.slice(0, 2))
       t.equal(got.body.events?.moreHunks, 3, 'what the limit left out is counted')
+      t.same(await compare({ left: 'one', right: 'edited', sections: [] }), there, 'none are all')
+      t.same((await client.get<Comparison>('/runs/compare?left=one&right=edited&sections=')).body, there)
     })
 
     await t.test('a live run is compared as it is, and any run as of a seq', async (t) => {
@@ -319,9 +321,9 @@ for (const kind of ['embedded', 'server'] as const) {
         await writeFile(path, Buffer.from(await answer.arrayBuffer()))
         return path
       }
-      const cli = async (args: string[], service = url): Promise<{ code: number; stdout: string; stderr: string }> =>
+      const cli = async (args: string[], service = url, env: Record<string, string> = {}): Promise<{ code: number; stdout: string; stderr: string }> =>
         promisify(execFile)(process.execPath, ['--import', 'tsx', 'src/cli/main.ts', 'compare', ...args], {
-          env: { PATH: process.env.PATH, RUNPLANE_URL: service, NO_COLOR: '1' },
+          env: { PATH: process.env.PATH, RUNPLANE_URL: service, NO_COLOR: '1', ...env },
         }).then(
           ({ stdout, stderr }) => ({ code: 0, stdout, stderr }),
           (error) => error,
@@ -348,6 +350,16 @@ for (const kind of ['embedded', 'server'] as const) {
       t.match(await cli([one, 'edited@4', '--json']), { code: 0, stdout: /"seq": 4/ })
 
       t.match(await cli(['one', 'edited', '--assert', 'tea']), { code: 2, stderr: /There is no assertion 'tea'\. There are status, / })
+      t.match(await cli(['one', 'edited', '--assert', 'status', '--assert', 'tokens<=+10%']), { code: 1, stdout: /broken {2}status .*\nholds {3}tokens/ })
+      t.match(await cli(['one', 'edited', '--assert', 'tools', '--assert', '']), { code: 2, stderr: /empty place/ })
+      const pricesFile = join(folder, 'prices.json')
+      await writeFile(pricesFile, JSON.stringify({ asOf: '2026-11-01', source: 'ours', models: [{ model: 'house', input: 2, output: 4 }] }))
+      await client.createRun({ id: 'house' })
+      await client.append('house', { type: 'llm.call.completed', subject: { kind: 'llm_call', id: 'c' }, data: { model: 'house', inputTokens: 500_000 } })
+      t.match(JSON.parse((await cli([one, await file('house', 'json'), '--json'], noService, { MODEL_PRICES_FILE: pricesFile })).stdout), {
+        metrics: { costUsd: { left: 0.03, right: 1 } },
+      })
+      t.match(await cli([one, one], noService, { MODEL_PRICES_FILE: '/not/there' }), { code: 2, stderr: /MODEL_PRICES_FILE: \/not\/there cannot be used/ })
       t.match(await cli(['one', 'edited', '--limit', '0']), { code: 2, stderr: /whole number from 1/ })
       t.match(await cli(['one']), { code: 2, stderr: /missing required argument/ })
       t.match(await cli(['one', 'nobody']), { code: 2, stderr: /RUN_NOT_FOUND/ })

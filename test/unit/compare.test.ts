@@ -179,6 +179,9 @@ t.test('decisions and votes are put side by side', async (t) => {
   )
   t.ok(decision?.fields.some(({ path, left, right }) => path === '/outcomePositive' && left === true && right === false))
   t.match((await compared(run('approve', 'approve'), [])).decision, { same: false, right: null })
+  const verdicts = (comparison: Comparison) => check(comparison, parseAssertions('votes,decision')).map(({ holds, detail }) => `${holds} ${detail}`)
+  t.match(verdicts(await compared(run('approve', 'approve'), run('approve', 'approve'))), ['true 0 votes that differ', 'true the same'])
+  t.match(verdicts(await compared(run('approve', 'approve'), run('reject', 'reject'))), ['false 1 votes that differ', /^false differs in/])
 })
 
 t.test('a difference of fields is small enough to be read', async (t) => {

@@ -42,7 +42,10 @@ export const CompareBody = Type.Object(
     runs: Type.Optional(Type.Array(SideBody, { minItems: 2, maxItems: 20, description: 'instead of left and right: each is compared with the first' })),
     ignore: Type.Optional(ignore),
     sections: Type.Optional(
-      Type.Array(Type.Union(COMPARE_SECTIONS.map((name) => Type.Literal(name))), { maxItems: 20, description: 'only these are computed; none: all' }),
+      Type.Array(Type.Union(COMPARE_SECTIONS.map((name) => Type.Literal(name))), {
+        maxItems: 20,
+        description: 'only these are computed; none, or an empty list: all',
+      }),
     ),
     limit: Type.Optional(limit),
     fields: Type.Optional(Type.Boolean({ description: 'list how the events of changed steps differ, field by field' })),

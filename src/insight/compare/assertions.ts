@@ -52,6 +52,7 @@ const CHECKS: Readonly<Record<string, Check>> = {
   'tools=equal': ({ steps }) => alike(steps?.byKind.tool, 'tool calls'),
   'llm=equal': ({ steps }) => alike(steps?.byKind.llm_call, 'model calls'),
   decision: ({ decision }) => same(decision),
+  votes: ({ decision }) => nothing([of(decision).votes.filter(({ left, right }) => left !== right)], ['votes that differ']),
   policy: ({ policy }) => same(policy),
   configuration: ({ configuration }) => same(configuration),
   participants: ({ participantsDiff }) => nothing([participantsDiff?.added, participantsDiff?.removed], ['added', 'removed']),

@@ -42,7 +42,8 @@ const OF_EVENTS: ReadonlySet<CompareSection> = new Set(['eventTypes', 'firstDive
 
 export async function compare(left: Side, right: Side, options: CompareOptions): Promise<Comparison> {
   const { rules, limit, pauses } = options
-  const wanted = new Set(options.sections ?? COMPARE_SECTIONS)
+  const { sections = [] } = options
+  const wanted = new Set(sections.length > 0 ? sections : COMPARE_SECTIONS)
   const [one, other] = await Promise.all([facts(left, options), facts(right, options)])
   const answer: Comparison = { left: one.side, right: other.side, ...summaryOf(one, other), approximate: false }
   if (wanted.has('participantsDiff')) answer.participantsDiff = participantsDiff(one, other)
