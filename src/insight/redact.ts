@@ -26,13 +26,13 @@ export interface Redactor {
 
 /** Under these names lies what agents and clients sent, whatever it is. */
 const FOREIGN = words('input output metadata payload value content arguments result response prompt schema checks inline supersedes intent headers runtime')
-/** Texts that say what kind of thing it is. */
-const LABELS = new Set([
-  ...NAMING,
-  ...words(
-    'type format rawType mode vote level severity unit relation modeName code errorCode sha256 mediaType version op finishReason finishReasons tools model provider queue decision',
-  ),
-])
+/** Texts that say what kind of thing it is: names, which are part of the shape of an event (domain/digest.ts), or which people gave to models and queues, */
+const NAMES = new Set([...NAMING, ...words('tools model provider modeName queue')])
+/** and words from a list of somebody's, as far as they look like one. An event of any type may have such a member, and say anything in it. */
+const CODES = words('type format rawType mode vote level severity unit relation code errorCode sha256 mediaType version op finishReason finishReasons decision')
+const LOOKS_LIKE_CODE = /^[!-~]{1,200}$/
+/** With parameters (RFC 9110, section 8.3.1). */
+const MEDIA_TYPE = /^[\w.+-]{1,100}\/[!-~]{1,200}(?: [!-~]{1,200})?$/
 const IDS = words('id sender recipients participants by actor from to previousOwner progressToken')
 const ID_NAME = /(?:Id|Ids|_id|_ids)$/
 const TIME_NAME = /(?:At|_at)$|^(?:ts|time|timestamp)$/
@@ -78,7 +78,13 @@ const isId = (name: string) => IDS.has(name) || ID_NAME.test(name)
 const isMeasure = (name: string) => MEASURES.has(name) || MEASURE_NAME.test(name)
 
 function isLabel(name: string, text: string): boolean {
-  return LABELS.has(name) || VERSION_NAME.test(name) || (TIME_NAME.test(name) && toUtc(text) !== undefined)
+  if (NAMES.has(name)) return true
+  if (CODES.has(name) || VERSION_NAME.test(name)) return isCode(text) || (name === 'mediaType' && MEDIA_TYPE.test(text))
+  return TIME_NAME.test(name) && toUtc(text) !== undefined
+}
+
+function isCode(text: string): boolean {
+  return LOOKS_LIKE_CODE.test(text)
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {
@@ -148,7 +154,12 @@ export function createRedactor(profile: Profile, key: Buffer): Redactor {
     const kept: [string, unknown][] = []
     for (const [name, one] of Object.entries(value)) {
       const redacted = member(name, one, open)
-      const isOurs = !open || VOCABULARY.has(name) || (IDENTIFIER.test(name) && (isId(name) || isMeasure(name) || VERSION_NAME.test(name)))
+      const isOurs =
+        !open ||
+        VOCABULARY.has(name) ||
+        NAMES.has(name) ||
+        CODES.has(name) ||
+        (IDENTIFIER.test(name) && (isId(name) || isMeasure(name) || VERSION_NAME.test(name)))
       if (redacted !== undefined) kept.push([isOurs ? name : nameOf(name), redacted])
       else if (!open) kept.push([name, Array.isArray(one) ? [] : isObject(one) ? {} : null])
     }
@@ -162,7 +173,12 @@ export function createRedactor(profile: Profile, key: Buffer): Redactor {
       return text.replace(/[^/]+/g, (part) => (/^(?:\d+|-)$/.test(part) ? part : nameOf(part)))
     }
     const moved = content(value)
-    return { op, path: pointer(path), ...(from !== undefined && { from: pointer(from) }), ...(moved !== undefined && { value: moved }) }
+    return {
+      op: typeof op === 'string' && isCode(op) ? op : '',
+      path: pointer(path),
+      ...(from !== undefined && { from: pointer(from) }),
+      ...(moved !== undefined && { value: moved }),
+    }
   }
 
   /** What the schema of the type, or the meaning of the event, cannot do without. */

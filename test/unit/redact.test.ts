@@ -78,10 +78,12 @@ t.test('nothing that was said is left, wherever it stood', async (t) => {
       patch: [
         { op: 'move', from: `/${SECRET}`, path: `/a/${SECRET}/0` },
         { op: 'add', path: '', value: SECRET },
+        { op: SECRET, path: '' },
       ],
     }),
     event('llm.call.completed', { model: 'large', inputTokens: 5, prompt: SECRET, response: [SECRET], [SECRET]: 5 }),
     event('signal.emitted', { name: 'risk', payload: SECRET, [`${SECRET} Id`]: 'x' }),
+    event('some.thing', { code: SECRET, version: SECRET, decision: SECRET, unit: SECRET, finishReasons: [SECRET], dataVersion: SECRET, mediaType: SECRET }),
     event('some.thing', { free: SECRET, list: [SECRET], deep: { a: { b: SECRET } } }),
     event('participant.seen', { participantId: SECRET }, { subject: { kind: 'participant', id: SECRET }, actor: { kind: 'participant', id: SECRET } }),
   ]
@@ -103,9 +105,17 @@ t.test('ids, times, types, names, counts, tokens and costs stay', async (t) => {
     finishReasons: ['stop'],
   })
   const step = event('step.completed', { name: 'build it', kind: 'task', durationMs: 5, usage: { model: 'large', inputTokens: 3 }, output: 'gone' })
+  const coded = event('some.thing', {
+    code: 'E_NO-ENT:2',
+    configurationVersion: 'v1.2/b',
+    severity: 'high',
+    mediaType: 'text/plain; charset=utf-8',
+    kind: 'a kind',
+  })
   for (const profile of PROFILES) {
     const redactor = createRedactor(profile, KEY)
     t.same(redactor.event(call), call, profile)
+    t.same(redactor.event(coded), coded, profile)
     t.match(redactor.event(step), {
       seq: 1,
       ts: step.ts,
