@@ -24,6 +24,7 @@ const MAX_RANGE_S = 366 * 24 * HOUR_S
 /** How long before the window a run may have begun that ended in it. */
 const LOOK_BACK_S = 24 * HOUR_S
 const TOP = 10
+const RUNTIME_KIND = 'runplane'
 
 export interface OverviewQuery {
   window?: Window | undefined
@@ -73,6 +74,7 @@ const RecentRun = Type.Object({
   name: Type.Optional(Type.String()),
   kind: Type.Optional(Type.String()),
   status: Type.Union(RUN_STATUSES.map((status) => Type.Literal(status))),
+  runtimeKind: Type.String({ description: 'that of `runtimeHealth`: macp-control-plane has one for each run' }),
   sourceRef: Type.Optional(Type.String()),
   createdAt: Type.String(),
   startedAt: Type.Optional(Type.String()),
@@ -244,7 +246,7 @@ export function createOverview({ sql, prices, now = Date.now }: { sql: Sql; pric
         kpis: kpisOf(created ?? [], all, priced),
         recentRuns: (recent ?? []).map(recentRun),
         // There is no runtime but this service, and it has answered.
-        runtimeHealth: { ok: true, runtimeKind: 'runplane' },
+        runtimeHealth: { ok: true, runtimeKind: RUNTIME_KIND },
         charts: {
           runVolume: chart(created, 0, ({ runs }) => runs),
           latency: chart<EndedRow, number | null>(ended, null, ({ average }) => whole(average)),
@@ -338,6 +340,7 @@ function recentRun({ id, name, kind, status, scenario, createdAt, startedAt, end
     ...(kind && { kind }),
     // The column holds what the append wrote, and that is one of the statuses.
     status: status as RunStatus,
+    runtimeKind: RUNTIME_KIND,
     ...(scenario && { sourceRef: scenario }),
     createdAt: createdAt ?? '',
     ...(startedAt && { startedAt }),

@@ -260,6 +260,41 @@ t.test('the overview counts the runs of a window, by status, time, cost, scenari
   t.same(agents.body, [{ participantId: 'ann', runs: 1, messages: 1, signals: 1, averageConfidence: 0.75 }])
 })
 
+t.test('figures and series have the names that macp-control-plane documents', async (t) => {
+  const words = (text: string) => text.split(' ')
+  const { runId } = await client.createRun({ id: newId('macp'), metadata: { scenarioRef: 'fraud@1' } })
+  await client.append(runId, { type: 'run.completed' })
+  const { body } = await client.get<Overview & { runtimeHealth: object }>('/dashboard/overview')
+  const lacks = (found: object | undefined, names: string[]) => names.filter((name) => !(name in (found ?? {})))
+  t.same(lacks(body.kpis, words('totalRuns activeRuns completedRuns failedRuns cancelledRuns totalSignals totalTokens totalCostUsd avgDurationMs')), [])
+  t.same(
+    lacks(
+      body.recentRuns.find((run) => run.runId === runId),
+      words('id status runtimeKind sourceRef startedAt endedAt createdAt'),
+    ),
+    [],
+  )
+  t.same(lacks(body.runtimeHealth, words('ok runtimeKind')), [])
+  t.same(
+    lacks(
+      body.charts,
+      words('runVolume latency signalVolume errorClasses throughput queueDepth latencyP50 latencyP95 latencyP99 cost successRate decisionOutcome perScenario'),
+    ),
+    [],
+  )
+  const metrics = (await client.get<Metrics>(`/runs/${runId}/metrics`)).body
+  t.same(
+    lacks(
+      metrics,
+      words(
+        'runId eventCount messageCount signalCount proposalCount toolCallCount decisionCount streamReconnectCount promptTokens completionTokens totalTokens estimatedCostUsd firstEventAt lastEventAt durationMs sessionState',
+      ),
+    ),
+    [],
+  )
+  t.match((await client.get(`/runs/${runId}/traces`)).body, { spanCount: 0, linkedArtifacts: [], runStatus: 'completed', scenarioRef: 'fraud@1' })
+})
+
 t.test('what is no time is refused', async (t) => {
   for (const query of [
     'window=2h',
