@@ -92,7 +92,8 @@ async function* watched(bytes: AsyncIterable<Buffer>, giveUp: () => void): Async
   }
 }
 
-function etagOf({ run, state, canonical, raw, artifacts }: ExportSubject, header: string, { profile }: ExportOptions): string {
-  const text = JSON.stringify([header, run, state.length, canonical, raw, artifacts, profile])
+/** Metrics may be others though the run is the same: the prices are of another file. */
+function etagOf({ run, state, metrics, canonical, raw, artifacts }: ExportSubject, header: string, { profile }: ExportOptions): string {
+  const text = JSON.stringify([header, run, state.length, metrics, canonical, raw, artifacts, profile])
   return createHash('sha256').update(text).digest('base64url').slice(0, 27)
 }

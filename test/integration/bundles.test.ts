@@ -116,6 +116,16 @@ for (const [name, open] of databases) {
         await other.arrayBuffer()
       }
     })
+    await t.test('has another ETag where its prices are others', async (t) => {
+      const prices = join(folder, 'prices.json')
+      await writeFile(prices, JSON.stringify({ asOf: '2026-11-01', source: 'ours', models: [] }))
+      const etags = [url, (await listening(t, database, { MODEL_PRICES_FILE: prices })).url].map(async (service) => {
+        const answer = await fetch(`${service}/runs/original/export`)
+        await answer.arrayBuffer()
+        return answer.headers.get('etag')
+      })
+      t.not(await etags[0], await etags[1])
+    })
     await t.test('comes gzipped where that is asked for', async (t) => {
       const plain = await exportOf(url, 'original', '?format=ndjson')
       const answer = await new Promise<{ encoding: string | undefined; body: Buffer }>((resolve, reject) => {
