@@ -46,7 +46,7 @@ export async function* readLines(pieces: AsyncIterable<Buffer>, place: (start: B
   } catch (error) {
     throw error instanceof PackingError ? fault(held, error.message) : error
   }
-  if (held.length > 0) throw fault(held, 'the last line is cut: there is no newline at its end. Fetch the bundle again')
+  if (held.length > 0) throw fault(held, 'the last line is cut, or was written anew: there is no newline at its end. Fetch the bundle again')
 
   function fault(held: Buffer[], what: string): BundleError {
     const { file, seq } = place(Buffer.concat(held.map((piece) => piece.subarray(0, START_BYTES))))

@@ -68,6 +68,8 @@ export interface Bundle {
 
 const NO_LIMIT: ReadLimits = { maxBytes: Number.MAX_SAFE_INTEGER }
 const READ_BYTES = 262_144
+/** Whoever parses a JSON bundle and writes it again has the same bundle, and other bytes. */
+const AS_EXPORTED = ': bundles in JSON and NDJSON have to be as they were exported, line by line'
 
 /**
  * Reads all of a bundle and checks it, and then gives its events as often as they are wanted.
@@ -144,7 +146,7 @@ async function* scanLines(path: string, isGzip: boolean, limits: ReadLimits): As
       if (isEnded) throw new BundleError(MANIFEST_FILE, 'something follows it')
       parser ??= isNdjson(line) ? ndjsonParser() : jsonParser()
       const item = parser(line)
-      if (!item) throw fault('a line is not one of a bundle')
+      if (!item) throw fault(`a line is not one of a bundle${AS_EXPORTED}`)
       if (item.what === 'header') {
         check.begin(readHeader(item.text.toString('utf8')))
         batch.add({ kind: 'header', header: check.header })

@@ -208,6 +208,16 @@ for (const kind of ['embedded', 'server'] as const) {
       const live = await compare({ left: 'one', right: 'live', sections: ['events', 'firstDivergence'] })
       t.match(live, { right: { status: 'running', seq: 8 }, events: { equal: 8, leftOnly: 12, rightOnly: 0 } })
       t.match(live.firstDivergence?.shape, { leftSeq: 9, rightSeq: null, right: null, why: /^The right run ends before llm\.call\.completed / })
+      await make('written', agentRun('written').slice(0, 7))
+      let isWriting = true
+      const writing = (async () => {
+        while (isWriting) await client.append('written', { type: 'step.output', subject: { kind: 'step', id: 's' }, data: { text: 'more' } })
+      })()
+      const itself: number[] = []
+      for (let round = 0; round < 60; round++) itself.push((await compare({ left: 'written', right: 'written', sections: ['events'] })).events?.rightOnly ?? 0)
+      isWriting = false
+      await writing
+      t.same(new Set(itself), new Set([0]), 'while it is written a run does not differ from itself')
       const then = await compare({ left: { runId: 'one', seq: 8 }, right: 'live', sections: ['events', 'metrics', 'stateDiff'] })
       t.match(then, {
         statusMatch: true,
@@ -258,6 +268,8 @@ for (const kind of ['embedded', 'server'] as const) {
         t.same(inline, { ...rest, right: { ...right, kind: 'bundle' } }, format)
         if (format === 'ndjson') continue
         t.same(await compare({ left: 'one', right: { bundle: JSON.parse(text) } }), inline, 'as an object')
+        for (const space of [undefined, 2])
+          t.same(await compare({ left: 'one', right: { bundle: JSON.stringify(JSON.parse(text), null, space) } }), inline, 'as a text of that object')
         t.match(await refused({ left: 'one', right: { bundle: text.replace('something else', 'something more') } }), {
           status: 400,
           detail: /^right: events\/canonical\.ndjson, seq 4: /,

@@ -54,10 +54,22 @@ export async function withInlineBundle<T>(bundle: string | object, name: string,
   const folder = await mkdtemp(join(tmpdir(), 'runplane-compare-'))
   try {
     const path = join(folder, 'bundle')
-    await writeFile(path, typeof bundle === 'string' ? bundle : textOf(bundle))
-    return await use(await openBundleSide(path, name, options, typeof bundle !== 'string'))
+    const object = typeof bundle === 'string' ? objectOf(bundle) : bundle
+    await writeFile(path, object ? textOf(object) : String(bundle))
+    return await use(await openBundleSide(path, name, options, object !== undefined))
   } finally {
     await rm(folder, { recursive: true, force: true })
+  }
+}
+
+/** Of a text that a program has made of such an object: it has other lines than an export writes. Undefined for any other. */
+function objectOf(text: string): object | undefined {
+  if (text.startsWith('{"kind":"header",') || text.includes('\n"manifest":')) return undefined
+  try {
+    const value: unknown = JSON.parse(text)
+    return typeof value === 'object' && value !== null && 'header' in value ? value : undefined
+  } catch {
+    return undefined
   }
 }
 

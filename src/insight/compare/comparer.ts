@@ -62,10 +62,11 @@ export function createComparer({ sql, runStates, prices, mask, config }: Compare
       turns.take(async () => {
         const pauses = createPauses(signal)
         const options = { ignore, pauses }
+        const comparison = (one: Side, other: Side) =>
+          compare(one, other, { ...stateOptions, sections, rules: createRules(ignore), ignore, limit, fields, pauses })
         return withSide('left', workspaceId, left, options, (one) =>
-          withSide('right', workspaceId, right, options, (other) =>
-            compare(one, other, { ...stateOptions, sections, rules: createRules(ignore), ignore, limit, fields, pauses }),
-          ),
+          // A live run has not changed since it was looked at a moment ago.
+          isSameRun(left, right) ? comparison(one, one) : withSide('right', workspaceId, right, options, (other) => comparison(one, other)),
         )
       }, signal),
     matrix: (workspaceId, runs, signal) =>
@@ -85,6 +86,10 @@ export function createComparer({ sql, runStates, prices, mask, config }: Compare
         return open(runs)
       }, signal),
   }
+}
+
+function isSameRun(left: SideRequest, right: SideRequest): boolean {
+  return 'runId' in left && 'runId' in right && left.runId === right.runId && left.seq === right.seq
 }
 
 /** @throws OVERLOADED where too many wait already. */
