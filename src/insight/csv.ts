@@ -6,6 +6,7 @@ import { stringify } from 'csv-stringify/sync'
 import type { Sql } from '../db/client.js'
 import { matchingRuns, type RunFilter } from '../runs/list.js'
 import { costOfModels, type PriceTable, type TokenCounts } from './prices.js'
+import { isCode } from './redact.js'
 
 /** Either the runs of the filter, oldest first, or those of the ids that there are. */
 export type RunSelection = { filter: RunFilter } | { runIds: readonly string[] }
@@ -93,7 +94,7 @@ export async function* summaryCsv(
   { content = true } = {},
 ): AsyncGenerator<string> {
   const names = Object.keys(COLUMNS)
-  const costAt = names.indexOf('cost_usd')
+  const [costAt, codeAt] = [names.indexOf('cost_usd'), names.indexOf('error_code')]
   const kept = names.map((name) => content || !CONTENT.includes(name))
   const encode = (rows: unknown[][]) =>
     stringify(
@@ -102,5 +103,10 @@ export async function* summaryCsv(
     )
   yield encode([names])
   for await (const rows of selectRuns(sql, workspaceId, selection))
-    yield encode(rows.map(({ cells, uses }) => (uses === null ? cells : cells.with(costAt, costOfModels(prices, uses)))))
+    yield encode(
+      rows.map(({ cells, uses }) => {
+        const priced = uses === null ? cells : cells.with(costAt, costOfModels(prices, uses))
+        return content || isCode(String(cells[codeAt] ?? '')) ? priced : priced.with(codeAt, null)
+      }),
+    )
 }

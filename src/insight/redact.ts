@@ -83,7 +83,8 @@ function isLabel(name: string, text: string): boolean {
   return TIME_NAME.test(name) && toUtc(text) !== undefined
 }
 
-function isCode(text: string): boolean {
+/** What a word from a list may look like; anything else is said by somebody. */
+export function isCode(text: string): boolean {
   return LOOKS_LIKE_CODE.test(text)
 }
 

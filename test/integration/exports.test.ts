@@ -98,6 +98,7 @@ t.test('exports', async (t) => {
   })
 
   await t.test('of named runs say which are not there, and hold nothing that was said under another profile', async (t) => {
+    await post('/runs/c/events', { type: 'run.failed', data: { error: { code: 'secret of c', message: 'secret of c' } } })
     const made = await post('/runs/batch/export', { runIds: ['c', 'nowhere', 'c'], profile: 'no-content', format: 'json' })
     const job = await ended(made.body.exportId)
     const files = await filesOf((await get(String(job.downloadUrl))).bytes)
