@@ -99,5 +99,12 @@ t.test('redacted bundles', async (t) => {
       headers: { 'content-type': 'application/x-ndjson' },
     })
     t.match(answer.json(), { runId: 'taken-away', imported: true, events: { canonical: 11, raw: 0 } })
+    const copy = await app.inject({ method: 'POST', url: '/runs/import?as=copy', payload: await bundle('first', 'full', 'ndjson') })
+    t.match(copy.json(), { imported: true, events: { canonical: 11 } })
+    for (const one of ['taken-away', { bundle: await bundle('copy', 'hashed', 'ndjson') }, { bundle: await bundle('taken-away', 'hashed') }]) {
+      const { events, firstDivergence } = await compare('first', one)
+      t.match(events, { leftOnly: 0, rightOnly: 0, moved: 0 })
+      t.notOk(firstDivergence?.shape, JSON.stringify(firstDivergence))
+    }
   })
 })
