@@ -38,7 +38,7 @@ import {
   readLines,
 } from './bundle-lines.js'
 import { gunzipped, unpackedToFault } from './inflate.js'
-import { assertFileName, assertRatio, DEFLATED, MAX_ENTRIES, ZIP } from './zip-bounds.js'
+import { assertFileName, assertRatio, DEFLATED, isFolder, MAX_ENTRIES, ZIP } from './zip-bounds.js'
 import { cutOfZip } from './zip-cut.js'
 
 export { BundleError, BundleTooLargeError } from './bundle.js'
@@ -227,6 +227,7 @@ async function entriesOf(zip: ZipFile, limits: ReadLimits): Promise<Map<string, 
   try {
     for await (const entry of zip.eachEntry()) {
       const { fileName, uncompressedSize, compressedSize } = entry
+      if (isFolder(fileName) && uncompressedSize === 0) continue
       assertFileName(fileName)
       if (entries.has(fileName)) throw new BundleError(fileName, 'it is there twice')
       assertRatio(fileName, compressedSize, uncompressedSize)

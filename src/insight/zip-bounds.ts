@@ -12,6 +12,10 @@ const MAX_RATIO = 500
 const FREE_BYTES = 16_777_216
 const FILES = new Set<string>([...SECTIONS.filter(({ file }) => file !== ARTIFACTS_FOLDER).map(({ file }) => file), ...TABLES, MANIFEST_FILE])
 
+/** Programs that pack a folder put such entries before what is in it. */
+const FOLDERS = new Set(['events/', 'tables/', ARTIFACTS_FOLDER])
+export const isFolder = (name: string): boolean => FOLDERS.has(name)
+
 /** @throws BundleError for the name of a file that no bundle has */
 export function assertFileName(name: string): void {
   if (name === 'error.json') throw new BundleError(name, 'the export failed on its way. Export the run again')

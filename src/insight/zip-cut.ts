@@ -7,7 +7,7 @@ import { createInflateRaw } from 'node:zlib'
 import { BundleError, BundleTooLargeError, CANONICAL_FILE, RAW_FILE } from './bundle.js'
 import { seqOfLine } from './bundle-events.js'
 import { createInflation } from './inflate.js'
-import { assertFileName, assertRatio, DEFLATED, MAX_ENTRIES, ZIP } from './zip-bounds.js'
+import { assertFileName, assertRatio, DEFLATED, isFolder, MAX_ENTRIES, ZIP } from './zip-bounds.js'
 
 const LOCAL_HEADER = Buffer.from('PK\x03\x04')
 const DATA_DESCRIPTOR = Buffer.from('PK\x07\x08')
@@ -46,7 +46,7 @@ async function findCut(file: FileHandle, why: string, maxBytes: number): Promise
     const start = at + LOCAL_HEADER_BYTES + nameBytes + header.readUInt16LE(28)
     // The name may be cut as well.
     if (start > size) break
-    assertFileName(name)
+    if (!isFolder(name)) assertFileName(name)
     const reader = name === CANONICAL_FILE || name === RAW_FILE ? createSeqReader() : undefined
     if (reader) seqs.set(name, reader)
     const take = (piece: Buffer) => {

@@ -132,6 +132,29 @@ t.test('a zip that is packed by another program and cut is read as well', async 
   t.match(await faultOf(bytes.subarray(0, (checks?.start ?? 0) + 3)), { file: 'events/checks.ndjson', seq: head + 1 })
 })
 
+t.test('a zip that was unpacked and packed anew as a folder is the same bundle, and cut is refused as any', async (t) => {
+  const packed = async (add: (file: ZipFile) => void) => {
+    const file = new ZipFile()
+    add(file)
+    for (const { file: name, start, end, packed } of layout) {
+      file.addBuffer(packed ? inflateRawSync(zip.subarray(start, end)) : zip.subarray(start, end), name)
+    }
+    file.end()
+    const chunks: Buffer[] = []
+    for await (const chunk of file.outputStream) chunks.push(Buffer.from(chunk))
+    return Buffer.concat(chunks)
+  }
+  const bytes = await packed((file) => {
+    for (const name of ['artifacts', 'events', 'tables']) file.addEmptyDirectory(name)
+  })
+  t.match(await importInto(url, bytes, '?as=folder'), { status: 201, body: { events: { canonical: head } } })
+  t.match(await faultOf(bytes.subarray(0, bytes.length - 30)), { file: 'manifest.json', message: /cut or damaged/ })
+  t.match(await faultOf(await packed((file) => file.addEmptyDirectory('more'))), { file: 'more/', message: /no bundle has such a file/ })
+  const full = await packed((file) => file.addBuffer(Buffer.from('x'), 'events+'))
+  for (let at = full.indexOf('events+'); at !== -1; at = full.indexOf('events+')) full.write('events/', at)
+  t.match(await faultOf(full), { file: 'events/', message: /no bundle has such a file/ })
+})
+
 t.test('a byte that is changed in a packed file names it, and the first event that is another', async (t) => {
   let inEvents = 0
   const told = async (at: number, change: number) => {
