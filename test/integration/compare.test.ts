@@ -234,6 +234,24 @@ for (const kind of ['embedded', 'server'] as const) {
       t.equal(await counts(['response', '/data/outputTokens', 'costUsd']), 1)
       t.equal(await counts(['!durationMs']), 5, 'how long each tool took')
       t.equal(await counts(['/data/**']), 0)
+      for (const seed of [1, 2]) {
+        await client.createRun({ id: `seed-${seed}`, input: { seed, tool: { etag: seed } } })
+        await client.append(`seed-${seed}`, [
+          { type: 'policy.resolved', subject: { kind: 'policy', id: 'p' }, data: { policyVersion: `v${seed}` } },
+          { type: 'decision.finalized', subject: { kind: 'decision', id: 'd' }, data: { action: `act ${seed}` } },
+        ])
+      }
+      const parts = async (ignore: string[]) => {
+        const { configuration, policy, decision } = await compare({
+          left: 'seed-1',
+          right: 'seed-2',
+          ignore,
+          sections: ['configuration', 'policy', 'decision'],
+        })
+        return [configuration?.fields.map(({ path }) => path).join(), policy?.same, decision?.same].join(' ')
+      }
+      t.equal(await parts([]), '/input/seed,/input/tool/etag false false')
+      t.equal(await parts(['seed', '/data/input/tool/etag', 'policyVersion', 'action']), ' true true')
       const state = await compare({ left: 'one', right: 'again', ignore: ['!host'], sections: ['stateDiff', 'firstDivergence'] })
       t.match(state.firstDivergence?.content, { leftSeq: 5, fields: [{ path: '/data/arguments/host', left: 'one', right: 'again' }] })
     })

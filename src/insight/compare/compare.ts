@@ -50,9 +50,9 @@ export async function compare(left: Side, right: Side, options: CompareOptions):
   if (wanted.has('signalsDiff')) answer.signalsDiff = signalsDiff(one, other)
   if (wanted.has('metrics')) answer.metrics = metricsDiff(one, other)
   if ([...wanted].some((section) => OF_EVENTS.has(section))) await compareEvents()
-  if (wanted.has('decision')) answer.decision = decisionDiff(one, other)
-  if (wanted.has('policy')) answer.policy = policyDiff(one, other)
-  if (wanted.has('configuration')) answer.configuration = configurationDiff(one, other)
+  if (wanted.has('decision')) answer.decision = decisionDiff(one, other, options.ignore)
+  if (wanted.has('policy')) answer.policy = policyDiff(one, other, options.ignore)
+  if (wanted.has('configuration')) answer.configuration = configurationDiff(one, other, options.ignore)
   if (wanted.has('stateDiff')) answer.stateDiff = stateDiff(one, other, options.ignore)
   return answer
 

@@ -122,14 +122,15 @@ function rounded(value: number): number {
   return Number(value.toFixed(9))
 }
 
-export function decisionDiff(left: Facts, right: Facts): DecisionDiff {
+/** @param ignore see `createRules`, here and below */
+export function decisionDiff(left: Facts, right: Facts, ignore: readonly string[]): DecisionDiff {
   const [one, other] = [voted(left), voted(right)]
   const votes = [...new Set([...one.keys(), ...other.keys()])].sort().map((participantId) => ({
     participantId,
     left: one.get(participantId) ?? null,
     right: other.get(participantId) ?? null,
   }))
-  return { ...partDiff(decisionOf(left), decisionOf(right)), votes }
+  return { ...partDiff(decisionOf(left), decisionOf(right), ignore), votes }
 }
 
 function decisionOf({ state }: Facts) {
@@ -146,12 +147,13 @@ function voted({ state }: Facts): Map<string, string> {
   return votes
 }
 
-export function policyDiff(left: Facts, right: Facts): PartDiff {
-  return partDiff(left.state.policy, right.state.policy)
+export function policyDiff(left: Facts, right: Facts, ignore: readonly string[]): PartDiff {
+  return partDiff(left.state.policy, right.state.policy, ignore)
 }
 
-export function configurationDiff(left: Facts, right: Facts): PartDiff {
-  return partDiff(configurationOf(left), configurationOf(right))
+export function configurationDiff(left: Facts, right: Facts, ignore: readonly string[]): PartDiff {
+  // Its members are where the event has them that told of them: /data/input/seed.
+  return partDiff(configurationOf(left), configurationOf(right), ignore, ['data'])
 }
 
 /** What the run was told to do, and with what. */
@@ -161,13 +163,14 @@ function configurationOf({ state: { run, participants } }: Facts) {
   return { name, kind, tags, agent, model, queue, priority, modeName, modeVersion, configurationVersion, policyVersion, input, roles }
 }
 
-function partDiff(left: unknown, right: unknown): PartDiff {
-  const { fields, more } = fieldDiff(withoutVolatile(left, undefined, IN_STATE), withoutVolatile(right, undefined, IN_STATE))
+function partDiff(left: unknown, right: unknown, ignore: readonly string[], place = IN_STATE): PartDiff {
+  const compared = (part: unknown) => withoutVolatile(part, createRules(ignore), [...place])
+  const { fields, more } = fieldDiff(compared(left), compared(right))
   return { same: fields.length === 0, left, right, fields, moreFields: more }
 }
 
-/** Not a member of an event's data. */
-const IN_STATE = ['state', 'section']
+/** Not a member of an event's data, and still one that a rule for a name is about. */
+const IN_STATE = ['data', 'state']
 
 /** Where things are in the log is as volatile as when they happened. */
 const STATE_IGNORED = ['seq', 'uri', 'stateSeq']
@@ -179,7 +182,7 @@ export function stateDiff(left: Facts, right: Facts, ignore: readonly string[]):
 }
 
 export function comparedState(state: RunState, rules: Rules): unknown {
-  return withoutVolatile(state, rules, ['data', 'state'])
+  return withoutVolatile(state, rules, [...IN_STATE])
 }
 
 function patch(left: unknown, right: unknown): Operation[] {
