@@ -60,10 +60,13 @@ export async function heldOf(deps: RepeatDeps, workspaceId: string, runId: strin
   }
 
   async function read(log: 'canonical' | 'raw', own: EventTally, after: number, to: number): Promise<void> {
+    let averageBytes: number | undefined
     for (let at = after; at < to; ) {
       const limit = Math.min(PAGE_EVENTS, to - at)
-      const page = await reader.pageOfLines({ log, runKey, after: at, limit, maxBytes: PAGE_BYTES, averageBytes: undefined, joint: '\n', isContinued: false })
+      const page = await reader.pageOfLines({ log, runKey, after: at, limit, maxBytes: PAGE_BYTES, averageBytes, joint: '\n', isContinued: false })
       if (page.count === 0) return
+      // Where it is known, events are read some at a time rather than one by one.
+      averageBytes = page.bytes / page.count
       const lines = Buffer.concat(page.pieces)
       for (let start = 0; start < lines.length; ) {
         const newline = lines.indexOf(NEWLINE, start)
