@@ -38,8 +38,8 @@ const COLUMNS = {
   started_at: utc('started_at'),
   ended_at: utc('ended_at'),
   archived_at: utc('archived_at'),
-  // Producers' clocks may run backwards.
-  duration_ms: 'greatest(0, (extract(epoch from ended_at - started_at) * 1000)::bigint)',
+  // Producers' clocks may run backwards. Of what has not ended there is none, and `greatest` passes over a null.
+  duration_ms: 'case when ended_at - started_at is not null then greatest(0, (extract(epoch from ended_at - started_at) * 1000)::bigint) end',
   events: 'last_seq',
   raw_events: 'last_raw_seq',
   llm_calls: 'llm_calls',

@@ -195,6 +195,9 @@ t.test('exports', async (t) => {
     const cell = (name: string) => row?.[names?.indexOf(name) ?? -1]
     t.equal(cell('cost_usd'), '2.5', 'by the prices, where the run told no cost, as in its metrics')
     t.equal(cell('duration_ms'), '0', 'not below zero, where clocks run backwards')
+    await post('/runs', { id: 'waits', kind: 'waiting' })
+    const [, waiting] = (await get('/runs.csv?kind=waiting')).bytes.toString().split('\r\n', 2)
+    t.equal(waiting?.split(',')[names?.indexOf('duration_ms') ?? -1], '', 'none, where the run has not ended')
     t.equal((await get('/runs.csv?kind=none')).bytes.toString().split('\r\n').length, 2, 'the names of the columns alone')
   })
 })
