@@ -10,6 +10,8 @@ import { retryAfterMs } from './retries.js'
 import { inForce, type Secret, signatures } from './secrets.js'
 
 export const MAX_ANSWER_BYTES = 2048
+/** Read past what is kept, so that a secret that begins in it is whole when it is masked. */
+const MASK_AHEAD_BYTES = 4096
 const MAX_ERROR_CHARACTERS = 500
 
 export interface Post {
@@ -80,7 +82,7 @@ export async function post(outbound: Pick<Outbound, 'dispatcher'>, { id, url, se
 }
 
 /** What came of the body before its limit, its end or a fault: the status has been said already. */
-async function beginningOf(body: AsyncIterable<Buffer>, mask: Pick<Mask, 'text'>): Promise<string> {
+export async function beginningOf(body: AsyncIterable<Buffer>, mask: Pick<Mask, 'text'>): Promise<string> {
   const chunks: Buffer[] = []
   let bytes = 0
   try {
@@ -88,7 +90,7 @@ async function beginningOf(body: AsyncIterable<Buffer>, mask: Pick<Mask, 'text'>
       chunks.push(chunk)
       bytes += chunk.length
       // Leaving the loop closes the connection.
-      if (bytes > MAX_ANSWER_BYTES) break
+      if (bytes >= MAX_ANSWER_BYTES + MASK_AHEAD_BYTES) break
     }
   } catch {
     // The connection was cut, or the time is over.

@@ -2,6 +2,7 @@
 import { Webhook } from 'standardwebhooks'
 import t from 'tap'
 import { TYPE_FILTER_PATTERN, wants } from '../../src/webhooks/event-filter.js'
+import { beginningOf, MAX_ANSWER_BYTES } from '../../src/webhooks/post.js'
 import { restMs, retryAfterMs, retryDelayMs } from '../../src/webhooks/retries.js'
 import { generateSecret, inForce, keyOf, rotated, signatures } from '../../src/webhooks/secrets.js'
 
@@ -80,4 +81,14 @@ t.test('an endpoint rests only after failures in a row, a minute or so at most',
     [0, 0, 1000, 2000, 4000],
   )
   t.equal(restMs(1_000_000, 0.5), 60_000)
+})
+
+t.test('a secret in an answer is masked though it comes in two chunks, across what is kept', async (t) => {
+  const secret = `sk-${'a'.repeat(40)}`
+  const mask = { text: (text: string) => text.replaceAll(secret, '[masked]') }
+  async function* answer() {
+    yield Buffer.from('x'.repeat(MAX_ANSWER_BYTES - 18) + secret.slice(0, 25))
+    yield Buffer.from(`${secret.slice(25)} and more`)
+  }
+  t.equal(await beginningOf(answer(), mask), `${'x'.repeat(MAX_ANSWER_BYTES - 18)}[masked] and more`)
 })
