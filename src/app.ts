@@ -220,6 +220,7 @@ export async function buildApp({
     artifacts,
     folder: join(config.DATA_DIR, 'imports'),
     maxBytes: config.MAX_BUNDLE_BYTES,
+    maxAtOnce: config.IMPORTS_MAX,
     pauseMs: config.BODY_TIMEOUT_MS,
   })
 

@@ -99,6 +99,7 @@ export const ConfigSchema = Type.Object({
   ARTIFACT_INLINE_BYTES: integer(0, 1_048_576, 65_536, 'bytes of an artifact up to which it is stored in the database; larger ones go to the store'),
   MAX_ARTIFACT_BYTES: integer(1024, 5_497_558_138_880, 1_073_741_824, 'bytes of one artifact'),
   MAX_BUNDLE_BYTES: integer(1024, 5_497_558_138_880, 4_294_967_296, 'bytes of a bundle that is imported, as it is sent and unpacked'),
+  IMPORTS_MAX: integer(1, 1000, 4, 'bundles that this instance imports at once, each of which may need MAX_BUNDLE_BYTES in DATA_DIR'),
   S3_ENDPOINT: Type.Optional(
     Type.String({ format: 'host-url', description: 'https://host of an S3-compatible store for artifacts and exports; none: they are in DATA_DIR' }),
   ),

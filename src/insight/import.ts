@@ -24,6 +24,7 @@ import { BundleError, BundleTooLargeError, CANONICAL_FILE, checkSpacing, createE
 import { type CheckedEvent, isStorable } from './bundle-events.js'
 import { scanBundle } from './bundle-reader.js'
 import { heldOf } from './import-repeat.js'
+import { createTurns } from './turns.js'
 
 export interface ImportAnswer {
   runId: string
@@ -41,7 +42,8 @@ export interface ImportAnswer {
 export interface Importer {
   /**
    * @param options.as an id for the run other than its own
-   * @throws VALIDATION_ERROR that names the file and the seq, IDEMPOTENCY_CONFLICT where a run of this id has other events, PAYLOAD_TOO_LARGE.
+   * @throws VALIDATION_ERROR that names the file and the seq, IDEMPOTENCY_CONFLICT where a run of this id has other events, PAYLOAD_TOO_LARGE,
+   *   OVERLOADED where too many wait for their turn, or there is no room for it.
    */
   import(workspaceId: string, body: Readable, options: { as?: string | undefined }): Promise<ImportAnswer>
 }
@@ -53,10 +55,13 @@ export interface ImporterDeps {
   /** Folder of bundles on their way. */
   folder: string
   maxBytes: number
+  /** Further ones wait, before anything of them is read. */
+  maxAtOnce: number
   /** A body that pauses for longer has ended. */
   pauseMs: number
 }
 
+const MAX_WAITING = 100
 const BATCH_EVENTS = 1000
 const BATCH_CHARS = 2_097_152
 /** What a process left behind that was killed. */
@@ -85,22 +90,25 @@ const BundleRun = Type.Object({
   archivedAt: nullable(Type.String()),
 })
 
-export function createImporter({ sql, reader, artifacts, folder, maxBytes, pauseMs }: ImporterDeps): Importer {
+export function createImporter({ sql, reader, artifacts, folder, maxBytes, maxAtOnce, pauseMs }: ImporterDeps): Importer {
+  const turns = createTurns({ maxRunning: maxAtOnce, maxWaiting: MAX_WAITING, what: 'imports' })
   return {
     async import(workspaceId, body, { as }) {
       if (as !== undefined && !RUN_ID.test(as)) throw new RunplaneError('VALIDATION_ERROR', `'${as.slice(0, 200)}' is no id for a run: ${NEW_RUN_ID_PATTERN}.`)
-      const place = join(folder, randomUUID())
-      await sweep(folder)
-      await mkdir(place, { recursive: true })
-      try {
-        const path = join(place, 'bundle')
-        await spool(body, path, maxBytes, pauseMs)
-        return await importFile({ sql, reader, artifacts, maxBytes }, workspaceId, path, place, as)
-      } catch (error) {
-        throw refusal(error)
-      } finally {
-        await rm(place, { recursive: true, force: true })
-      }
+      return turns.take(async () => {
+        const place = join(folder, randomUUID())
+        try {
+          await sweep(folder)
+          await mkdir(place, { recursive: true })
+          const path = join(place, 'bundle')
+          await spool(body, path, maxBytes, pauseMs)
+          return await importFile({ sql, reader, artifacts, maxBytes }, workspaceId, path, place, as)
+        } catch (error) {
+          throw refusal(error)
+        } finally {
+          await rm(place, { recursive: true, force: true })
+        }
+      })
     },
   }
 }
@@ -149,8 +157,12 @@ function refusal(error: unknown): unknown {
     return new RunplaneError('VALIDATION_ERROR', `The bundle is refused: ${error.message}.`, { errors: [{ path: error.file, message: error.message }] })
   }
   if (error instanceof BundleTooLargeError) return new RunplaneError('PAYLOAD_TOO_LARGE', `${error.message} (MAX_BUNDLE_BYTES).`)
-  // PostgreSQL, appendix A: data that it cannot hold, a row that is there twice, a value that is too deep or too large.
   const code = error instanceof Error && 'code' in error ? String(error.code) : ''
+  if (code === 'ENOSPC') {
+    const detail = 'There is no room for the bundle in DATA_DIR. Make some, or import it where there is.'
+    return new RunplaneError('OVERLOADED', detail, { headers: { 'retry-after': '60' }, cause: error })
+  }
+  // PostgreSQL, appendix A: data that it cannot hold, a row that is there twice, a value that is too deep or too large.
   if (/^(22|23|54)...$/.test(code)) {
     return new RunplaneError('VALIDATION_ERROR', `The bundle is refused: the database cannot hold what is in it (${code}).`, { cause: error })
   }

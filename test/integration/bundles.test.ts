@@ -2,7 +2,7 @@
 import '../support/parquet-loader.js'
 import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { writeFile } from 'node:fs/promises'
+import { readdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as delay } from 'node:timers/promises'
 import { gunzipSync, gzipSync } from 'node:zlib'
@@ -522,8 +522,25 @@ for (const [name, open] of databases) {
       const nothing = await fetch(`${url}/runs/import`, { method: 'POST' })
       t.equal(nothing.status, 400)
     })
+    await t.test('takes so many at once, and the next in its turn', async (t) => {
+      const { url: busy, config: own } = await listening(t, database, { IMPORTS_MAX: '1' })
+      const bundle = await exportOf(url, 'original')
+      const halves = new TransformStream<Uint8Array, Uint8Array>()
+      const writer = halves.writable.getWriter()
+      const first = fetch(`${busy}/runs/import?as=first-${name}`, { method: 'POST', body: halves.readable, duplex: 'half' })
+      await writer.write(bundle.subarray(0, 100))
+      const places = () => readdir(join(own.DATA_DIR, 'imports')).catch(() => [])
+      while ((await places()).length === 0) await delay(5)
+      const others = Array.from({ length: 101 }, (_, index) => importInto(busy, bundle, `?as=next-${name}-${index}`))
+      const refused = await Promise.race(others)
+      t.match(refused, { status: 503, body: { code: 'OVERLOADED', detail: /Too many imports/ } }, 'a hundred may wait')
+      t.equal((await places()).length, 1, 'and nothing is stored of those that do')
+      await writer.write(bundle.subarray(100))
+      await writer.close()
+      t.equal((await first).status, 201)
+      t.equal((await Promise.all(others)).filter(({ status }) => status === 201).length, 100)
+    })
     await t.test('leaves nothing on disk', async (t) => {
-      const { readdir } = await import('node:fs/promises')
       t.same(await readdir(join(config.DATA_DIR, 'imports')), [])
     })
   })

@@ -1,10 +1,10 @@
 /** Comparisons as a service makes them: few at once, since each holds the columns of its runs in memory, and waiting for a turn is bounded as well. */
 import type { Sql } from '../../db/client.js'
 import { createRules } from '../../domain/volatile.js'
-import { RunplaneError } from '../../errors.js'
 import type { Mask } from '../../ingest/mask.js'
 import type { RunStates } from '../../runs/state.js'
 import type { PriceTable } from '../prices.js'
+import { createTurns } from '../turns.js'
 import type { CompareSection, Comparison, ComparisonMatrix } from './answer.js'
 import { withInlineBundle } from './bundle-side.js'
 import { compare, compareMany, DEFAULT_LIMIT } from './compare.js'
@@ -40,7 +40,7 @@ const MAX_RUNNING = 2
 const MAX_WAITING = 20
 
 export function createComparer({ sql, runStates, prices, mask, config }: ComparerDeps): Comparer {
-  const turns = createTurns(MAX_RUNNING, MAX_WAITING)
+  const turns = createTurns({ maxRunning: MAX_RUNNING, maxWaiting: MAX_WAITING, what: 'comparisons' })
   const maxEvents = config.COMPARE_MAX_EVENTS
   const stateOptions = { prices, masked: mask.text }
 
@@ -60,6 +60,7 @@ export function createComparer({ sql, runStates, prices, mask, config }: Compare
   return {
     compare: (workspaceId, { left, right, ignore = [], sections, limit = DEFAULT_LIMIT, fields = false }, signal) =>
       turns.take(async () => {
+        signal.throwIfAborted()
         const pauses = createPauses(signal)
         const options = { ignore, pauses }
         const comparison = (one: Side, other: Side) =>
@@ -68,9 +69,10 @@ export function createComparer({ sql, runStates, prices, mask, config }: Compare
           // A live run has not changed since it was looked at a moment ago.
           isSameRun(left, right) ? comparison(one, one) : withSide('right', workspaceId, right, options, (other) => comparison(one, other)),
         )
-      }, signal),
+      }),
     matrix: (workspaceId, runs, signal) =>
       turns.take(async () => {
+        signal.throwIfAborted()
         const options = { ignore: [], pauses: createPauses(signal) }
         const sides: Side[] = []
         const open = async (rest: readonly SideRequest[]): Promise<ComparisonMatrix> => {
@@ -84,35 +86,10 @@ export function createComparer({ sql, runStates, prices, mask, config }: Compare
           return compareMany(sides, stateOptions)
         }
         return open(runs)
-      }, signal),
+      }),
   }
 }
 
 function isSameRun(left: SideRequest, right: SideRequest): boolean {
   return 'runId' in left && 'runId' in right && left.runId === right.runId && left.seq === right.seq
-}
-
-/** @throws OVERLOADED where too many wait already. */
-function createTurns(maxRunning: number, maxWaiting: number) {
-  let running = 0
-  const waiting: (() => void)[] = []
-  return {
-    async take<T>(work: () => Promise<T>, signal: AbortSignal): Promise<T> {
-      if (running >= maxRunning) {
-        if (waiting.length >= maxWaiting) {
-          throw new RunplaneError('OVERLOADED', 'Too many comparisons are waiting. Try again in a few seconds.', { headers: { 'retry-after': '5' } })
-        }
-        // Whoever ends hands its turn over.
-        await new Promise<void>((resolve) => waiting.push(resolve))
-      } else running++
-      try {
-        signal.throwIfAborted()
-        return await work()
-      } finally {
-        const next = waiting.shift()
-        if (next) next()
-        else running--
-      }
-    },
-  }
 }
