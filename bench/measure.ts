@@ -56,12 +56,21 @@ export async function repeat(rounds: number, measure: () => Promise<number>): Pr
 
 /** @param target the least ratio (`atLeast`) or the greatest (`atMost`) of ours to the baseline. */
 export function compared(row: Pick<Row, 'what' | 'database' | 'unit' | 'note'>, pairs: readonly Pair[], target: { atLeast: number } | { atMost: number }): Row {
-  const ratio = spread(pairs.map((pair) => pair.ours / pair.baseline))
+  const { ratio, ...sides } = against(pairs)
   const [met, text] =
     'atLeast' in target
       ? [ratio.median >= target.atLeast, `at least ${target.atLeast.toFixed(1)} x`]
       : [ratio.median <= target.atMost, `at most ${target.atMost.toFixed(1)} x`]
-  return { ...row, ours: spread(pairs.map((pair) => pair.ours)), baseline: spread(pairs.map((pair) => pair.baseline)), ratio, target: text, met }
+  return { ...row, ...sides, ratio, target: text, met }
+}
+
+/** Both sides of the rounds, and their ratios round by round. */
+export function against(pairs: readonly Pair[]) {
+  return {
+    ours: spread(pairs.map((pair) => pair.ours)),
+    baseline: spread(pairs.map((pair) => pair.baseline)),
+    ratio: spread(pairs.map((pair) => pair.ours / pair.baseline)),
+  }
 }
 
 export async function seconds(work: () => Promise<unknown>): Promise<number> {
