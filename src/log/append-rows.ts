@@ -84,9 +84,9 @@ export async function findProducers(tx: Queries, requests: readonly AppendReques
   return new Map(rows.map((row) => [`${row.run_key} ${row.producer_id}`, row]))
 }
 
-/** Who reads the sources whose events these are, locked until the commit. */
+/** Who reads the sources whose events these are, locked until the commit; and those of runs that a command may retry, so that all are locked in their order. */
 export async function findOwners(tx: Queries, requests: readonly AppendRequest[]): Promise<Map<string, string | null>> {
-  const keys = requests.flatMap(({ runKey, source }) => (source ? [runKey] : []))
+  const keys = requests.flatMap(({ runKey, source, create, decide }) => (source || (decide && !create) ? [runKey] : []))
   if (keys.length === 0) return new Map()
   const rows = await tx<{ run_key: string; owner_id: string | null }[]>`
     select run_key, owner_id from run_sources where run_key = any(${pgArray(keys)}::uuid[]) order by run_key for update`.execute()
@@ -268,6 +268,13 @@ export async function insertRest(connection: Dedicated, out: Rows): Promise<void
       on conflict (run_key, producer_id) do update set epoch = excluded.epoch, last_seq = excluded.last_seq, updated_at = clock_timestamp()`
   }
   if (out.cursors.size > 0) await storeCursors(connection, out)
+  if (out.retried.size > 0) {
+    assertHeld(connection)
+    // Read anew from the stored cursor, by whoever comes first: who reads it now has the last attempt's.
+    await tx`
+      update run_sources set status = 'waiting', failures = 0, error = null, next_at = clock_timestamp(), owner_id = null, owner_expires_at = null
+      where run_key = any(${pgArray([...out.retried])}::uuid[])`
+  }
   if (out.receipts.length > 0) {
     assertHeld(connection)
     await tx`

@@ -79,6 +79,8 @@ export interface Rows {
   receipts: ReceiptRow[]
   /** Cursors of sources, by run. */
   cursors: Map<string, { cursor: string | null }>
+  /** Runs that begin another attempt. */
+  retried: Set<string>
 }
 
 /** What was found in the database for a group. */
@@ -92,7 +94,7 @@ export interface Found {
 }
 
 export function noRows(): Rows {
-  return { raw: [], canonical: [], producers: new Map(), changedProducers: new Set(), receipts: [], cursors: new Map() }
+  return { raw: [], canonical: [], producers: new Map(), changedProducers: new Set(), receipts: [], cursors: new Map(), retried: new Set() }
 }
 
 /** @param state of exactly `row.last_seq` */
@@ -322,6 +324,7 @@ function appendEvent(request: AppendRequest, draft: DraftEvent, source: Canonica
   } as CanonicalEvent
   const json = JSON.stringify(event)
   foldEvent(state, event)
+  if (source.kind === 'control-plane' && draft.type === 'run.retry_scheduled') out.retried.add(request.runKey)
   run.placement = placementAfter(run.placement, event, state.folds.run.status)
   run.usageChanged ||= changesUsage(draft.type)
   const { shape, content } = digestsOf(event)

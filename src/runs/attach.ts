@@ -8,6 +8,7 @@
  *   drained  it has said that there is no more (204), or has ended without ids to go on from; the run has not ended, and nobody reads for it (recovery.ts)
  *   ended    the run is over
  *   failed   another try gives the same, and the run failed with it
+ * A retry of the run makes it `waiting` again, nobody's, in the retry's transaction (log/append-rows.ts): the next attempt reads on from the cursor.
  * A source that closes has not ended: it may have lost its connection, or serve its events in pages.
  */
 import { setTimeout as delay } from 'node:timers/promises'
@@ -15,7 +16,7 @@ import type { Config } from '../config.js'
 import type { Sql } from '../db/client.js'
 import type { DraftEvent } from '../domain/canonical-event.js'
 import { uuidv7 } from '../domain/ids.js'
-import { isTerminal, type RunStatus, TERMINAL_STATUSES } from '../domain/run.js'
+import { isTerminal, type RunStatus } from '../domain/run.js'
 import type { CommittedBatch } from '../log/committed.js'
 import type { GroupCommit } from '../log/group-commit.js'
 import type { Outbound } from '../ops/outbound.js'
@@ -92,7 +93,6 @@ export function createAttach(deps: AttachDeps): Attach {
     onStored: deps.onStored,
   }
   let closed = false
-  let isFirstLook = true
   let looking: Promise<void> | undefined
   let renewing: Promise<void> | undefined
   let lookTimer: NodeJS.Timeout | undefined
@@ -117,8 +117,6 @@ export function createAttach(deps: AttachDeps): Attach {
   }
 
   async function claimDue(): Promise<void> {
-    if (isFirstLook) await rearm()
-    isFirstLook = false
     const room = config.SOURCES_MAX - readers.size
     if (room <= 0 || closed) return
     // One that is read here is not among them, though its lease may have run out: its reader may be behind one who had it since.
@@ -273,17 +271,6 @@ export function createAttach(deps: AttachDeps): Attach {
     else await sql`update run_sources set owner_id = null, owner_expires_at = null where run_key = ${source.run_key} and owner_id = ${ownerId}`
   }
 
-  /**
-   * A retried run reads on where its last attempt stopped. Its source is set back when the retry is committed, whoever may still
-   * have it; what a crash left undone is found at the start.
-   */
-  async function rearm(runKey?: string): Promise<void> {
-    await sql`
-      update run_sources s set status = 'waiting', failures = 0, error = null, next_at = clock_timestamp(), owner_id = null, owner_expires_at = null
-      from runs r where r.key = s.run_key and r.attempt > 1 and r.status <> all(string_to_array(${TERMINAL_STATUSES.join(',')}, ','))
-        and ${runKey === undefined ? sql`r.status = 'queued' and s.status in ('drained', 'ended', 'failed')` : sql`s.run_key = ${runKey}`}`
-  }
-
   return {
     start() {
       look()
@@ -299,9 +286,7 @@ export function createAttach(deps: AttachDeps): Attach {
     },
     committed(batch) {
       if (isTerminal(batch.status)) readers.get(batch.runKey)?.aborter.abort()
-      else if (batch.status === 'queued' && batch.lastSeq > batch.events.length && batch.events.some((event) => event.type === 'run.retry_scheduled')) {
-        rearm(batch.runKey).then(lookSoon, (error: unknown) => logger.warn({ err: error, runKey: batch.runKey }, 'a source was not set back'))
-      } else if (batch.firstSeq === 1 || batch.status === 'starting') lookSoon()
+      else if (batch.firstSeq === 1 || batch.status === 'starting' || batch.events.some((event) => event.type === 'run.retry_scheduled')) lookSoon()
     },
     get size() {
       return readers.size

@@ -109,13 +109,7 @@ export function createCommands(deps: { sql: Sql; log: GroupCommit; runKeys: RunK
     suspend: (workspaceId, runId, because) => decide(workspaceId, runId, (run, place) => decideSuspend(run, place, because)),
     resume: (workspaceId, runId, because) => decide(workspaceId, runId, (run, place) => decideResume(run, place, because)),
 
-    async retry(workspaceId, runId, options) {
-      await decide(workspaceId, runId, (run, place) => decideRetry(run, place, options))
-      // A source goes on from its cursor: what it has brought is in the log.
-      await sql`
-        update run_sources s set status = 'waiting', failures = 0, error = null, next_at = clock_timestamp()
-        from runs r where r.key = s.run_key and r.workspace_id = ${workspaceId} and r.id = ${runId} and s.status in ('drained', 'ended', 'failed')`
-    },
+    retry: (workspaceId, runId, options) => decide(workspaceId, runId, (run, place) => decideRetry(run, place, options)),
 
     async retryAsNew(workspaceId, runId, { id, delayMs = 0, reason, by, idempotencyKey }) {
       const row = await original(workspaceId, runId)

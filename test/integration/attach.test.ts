@@ -8,11 +8,13 @@ import { DEFAULT_WORKSPACE_ID } from '../../src/domain/ids.js'
 import type { RunPlan } from '../../src/domain/run-request.js'
 import { testDatabase } from '../support/database.js'
 import { eventually } from '../support/http.js'
+import { logInstance } from '../support/log.js'
 import { attachedInstance, attachedRuns, COMPLETED, frame, ndjson, sourceServer, sse } from '../support/source-server.js'
 
 const database = await testDatabase(t)
 const runs = attachedRuns(database)
 let counter = 0
+const FAILED = 'id: 2\ndata: {"type":"run.failed","data":{"error":{"code":"X","message":"x"}}}\n\n'
 const newId = () => `attached-${counter++}`
 const upTo = (count: number, from = 1) => Array.from({ length: count }, (_, index) => String(from + index))
 const frames = (ids: string[]) => ids.map((id) => frame(id, id)).join('')
@@ -219,8 +221,8 @@ t.test('a source', async (t) => {
     t.equal((await runs.ended(id)).status, 'completed')
   })
 
-  const retry = async (id: string) =>
-    one.log.append({
+  const retry = async (id: string, { append } = one.log) =>
+    append({
       runKey: (await runs.run(id)).key,
       receivedAt: new Date().toISOString(),
       items: [],
@@ -230,8 +232,7 @@ t.test('a source', async (t) => {
   await t.test('goes on where it was when its run is retried', async (t) => {
     const source = await sourceServer(t, (request, response) => {
       sse(response)
-      if (request.headers['last-event-id'] === undefined)
-        response.write(`${frame('1', 'first')}id: 2\ndata: {"type":"run.failed","data":{"error":{"code":"X","message":"x"}}}\n\n`)
+      if (request.headers['last-event-id'] === undefined) response.write(frame('1', 'first') + FAILED)
       else response.write(frame('3', 'second') + COMPLETED)
     })
     const id = newId()
@@ -241,6 +242,22 @@ t.test('a source', async (t) => {
     await runs.status(id, 'completed')
     t.same(await runs.texts(id), ['first', 'second'])
     t.match(await runs.run(id), { attempt: 2 })
+  })
+
+  await t.test('goes on for a retried run though whoever retried it died the moment after', async (t) => {
+    const source = await sourceServer(t, (request, response) => {
+      sse(response).write(request.headers['last-event-id'] === undefined ? frame('1', 'first') + FAILED : frame('3', 'second') + COMPLETED)
+    })
+    const id = newId()
+    await one.create({ id, source: { url: source.url } })
+    t.equal((await runs.ended(id)).status, 'failed')
+    await eventually('the end of the source', async () => ((await runs.source(id)).status === 'ended' ? true : undefined))
+    // The log of an instance that does nothing after the commit.
+    const other = logInstance(database)
+    t.teardown(() => other.log.close())
+    await retry(id, other.log)
+    await runs.status(id, 'completed')
+    t.same(await runs.texts(id), ['first', 'second'])
   })
 
   await t.test('that has nothing more for a retried run has not failed', async (t) => {
