@@ -127,12 +127,12 @@ function placeColumns(tx: Queries) {
 
 /**
  * Both event tables and the runs in one statement, sent before this returns.
- * @param guarded by itself, without a transaction around it: it takes the locks and stores nothing, but fails (22012, division by zero),
- *   unless every run is where `work` began
+ * @param guarded by itself, without a transaction around it: it takes the locks, and stores nothing unless every run is where `work` began
+ * @returns whether it has stored them
  */
-export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out: Rows, guarded = false): Promise<void> {
+export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out: Rows, guarded = false): Promise<boolean> {
   const changed = [...works.values()].filter((run) => run.committed.length > 0 || run.lastRawSeq > run.row.last_raw_seq)
-  if (changed.length === 0) return
+  if (changed.length === 0) return true
   const updates = changed.map((run) => {
     const { status, progress, attempt, error, startedAt, endedAt } = summary(run.state)
     return {
@@ -158,13 +158,13 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
   const used = changed.some((run) => run.usageChanged)
   const hooked = changed.some((run) => run.row.hooked)
   // In all three: a statement does its parts in an order of its own.
-  const held = guarded ? tx`(select yes from held) = 1` : tx`true`
-  await tx`
+  const held = guarded ? tx`(select count(*) from locked) = ${changed.length}::int` : tx`true`
+  const { count } = await tx`
       with u as (
         select * from json_to_recordset(${JSON.stringify(updates)}::text::json)
           as u(k uuid, f bigint, g bigint, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, w text, v timestamptz
             ${moved ? placementColumns(tx) : tx``} ${used ? usageColumns(tx) : tx``})
-      ) ${guarded ? guard(tx, changed.length) : tx``}, raw as (
+      ) ${guarded ? guard(tx) : tx``}, raw as (
         insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
         select k, n, at, f, c, fmt, rt, s, i, b from json_to_recordset(${`[${out.raw.join(',')}]`}::text::json)
           as r(k uuid, n bigint, at timestamptz, f bigint, c smallint, fmt text, rt text, s text, i text, b text) where ${held}
@@ -179,15 +179,14 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
         ${sessionTime(tx, moved)}
         ${moved ? placementUpdate(tx) : tx``} ${used ? usageUpdate(tx) : tx``}
       from u where runs.key = u.k and ${held}`.execute()
+  return count === changed.length
 }
 
 /** Locks the rows before anything is inserted, so that two writers cannot wait for each other; a row that has moved on, or that its worker or its reservation has lost, is not among them. */
-const guard = (tx: Queries, runs: number) => tx`, locked as (
+const guard = (tx: Queries) => tx`, locked as (
   select r.key from u join runs r on r.key = u.k where r.last_seq = u.f and r.last_raw_seq = u.g
     and (u.w is null or r.worker_id = u.w and (r.lease_expires_at is null or r.lease_expires_at > clock_timestamp()))
     and (u.v is null or r.reserved_until = u.v) order by r.key for update of r
-), held as (
-  select 1 / (case when (select count(*) from locked) = ${runs}::int then 1 else 0 end) as yes
 )`
 
 const isMoved = (run: RunWork) => run.placement !== (run.row.place ?? UNREAD)

@@ -155,15 +155,16 @@ async function storeAtOnce(
   const [event] = first?.events ?? []
   if (!first || !event) return undefined
   try {
-    await insertEvents(connection.sql, works, rows, true)
-    remember(works, hot)
-    return result
+    if (await insertEvents(connection.sql, works, rows, true)) {
+      remember(works, hot)
+      return result
+    }
   } catch (error) {
-    dropStates(hot)
     if (isConnectionError(error)) attempts.uncertain = { result, runKey: first.runKey, seq: event.seq, json: event.json }
-    else for (const one of hot.values()) one.contendedUntilMs = performance.now() + CONTENDED_MS
-    return undefined
   }
+  dropStates(hot)
+  if (!attempts.uncertain) for (const one of hot.values()) one.contendedUntilMs = performance.now() + CONTENDED_MS
+  return undefined
 }
 
 /** An earlier attempt has stored the group, and only its answer was lost. */
@@ -174,7 +175,7 @@ class StoredBefore extends Error {
 }
 
 /**
- * With the row's lock held, a statement that was lost has either committed or never will: its guard fails once the run has moved on.
+ * With the row's lock held, a statement that was lost has either committed or never will: its guard stores nothing once the run has moved on.
  * @throws StoredBefore
  */
 async function assertNotStored(connection: Dedicated, { uncertain }: Attempts): Promise<void> {

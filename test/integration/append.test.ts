@@ -11,7 +11,8 @@ import { catchUp } from '../../src/log/states.js'
 import { createState, encodeState, fold, viewState } from '../../src/projections/fold.js'
 import { saveSnapshot } from '../../src/runs/snapshots.js'
 import { testDatabase } from '../support/database.js'
-import { item, logInstance, newKey, output, receiptOf, request, storedLog, upTo } from '../support/log.js'
+import { eventually } from '../support/http.js'
+import { item, type LogInstance, logInstance, newKey, output, receiptOf, request, storedLog, upTo } from '../support/log.js'
 
 test('append', async (t) => {
   const database = await testDatabase(t)
@@ -308,6 +309,25 @@ test('append', async (t) => {
     t.ok(proxy.cutsOfOne > 2, 'statements without a transaction around them were cut as well')
     t.same((await storedLog(sql, run.key)).seqs, upTo(13))
   })
+})
+
+test('writers that collide store what each has sent, and no statement fails of it', async (t) => {
+  const database = await testDatabase(t)
+  const { sql } = database
+  const [one, other] = [logInstance(database), logInstance(database)]
+  const run = await one.createRun()
+  const write = async ({ log }: LogInstance, text: string) => receiptOf(await log.append(request(run.key, [output(text)]))).headSeq
+  const seqs = [await write(one, 'a'), await write(other, 'b'), await write(one, 'c'), await write(other, 'd'), await write(one, 'e')]
+  t.same(seqs, upTo(6).slice(1))
+  await Promise.all([one.log.close(), other.log.close()])
+  // What a connection did is counted when it is closed.
+  await eventually('the connections are closed', async () => {
+    const others =
+      await sql`select from pg_stat_activity where datname = current_database() and query like '%run_events_canonical%' and pid <> pg_backend_pid()`
+    return others.length === 0 ? true : undefined
+  })
+  const [counts] = await sql<{ failed: number }[]>`select xact_rollback as failed from pg_stat_database where datname = current_database()`
+  t.equal(counts?.failed, 0)
 })
 
 /** Between a client and Postgres: cuts the connection at a COMMIT, or at a statement that commits by itself, before it is passed on or after it is done. */
