@@ -44,10 +44,12 @@ interface BatchDeps {
   log: { error(details: object, message: string): void }
 }
 
-/** @throws VALIDATION_ERROR unless it has either `runIds` or a `filter`; CURSOR_INVALID */
+/** @throws VALIDATION_ERROR unless it has either `runIds` or a `filter` that leaves some out; CURSOR_INVALID */
 export async function runBatch(request: BatchRequest, deps: BatchDeps): Promise<BatchAnswer> {
   if ((request.runIds === undefined) === (request.filter === undefined))
     throw new RunplaneError('VALIDATION_ERROR', 'Send either runIds or a filter, and not both.')
+  if (request.filter && Object.keys(request.filter).every((name) => name === 'includeArchived'))
+    throw new RunplaneError('VALIDATION_ERROR', 'includeArchived alone means every run. Name at least one other filter.')
   if (request.runIds && (request.cursor !== undefined || request.limit !== undefined))
     throw new RunplaneError('VALIDATION_ERROR', 'cursor and limit go with a filter; runIds are all worked on.')
   const found = request.filter ? await matching(request, request.filter, deps) : { runIds: [...new Set(request.runIds)] }

@@ -320,6 +320,9 @@ t.test('a batch takes each filter of the list, and a run that no filter names st
   t.match((await client.post<BatchAnswer>('/runs/batch/archive', { filter: { queue } })).body, { results: [] }, 'archived ones are none without a word')
   for (const filter of [{ name: 'x' }, { status: 'running' }, { status: [] }, { status: ['lost'] }, { createdAfter: 'soon' }, { sort: 'createdAt' }])
     t.equal((await client.post('/runs/batch/cancel', { filter })).status, 400, JSON.stringify(filter))
+  // Such as a script sends whose variable is empty.
+  for (const filter of [{ search: '' }, { tags: [] }, { kind: '' }, { includeArchived: true }])
+    t.equal((await client.post('/runs/batch/archive', { filter })).status, 400, `${JSON.stringify(filter)} does not mean every run`)
 })
 
 t.test('texts that the database does not hold do no harm', async (t) => {

@@ -30,21 +30,21 @@ export const Retry = Type.Object(
 export const CloneRun = Type.Object({ ...CreateRun.properties }, { ...closed, $id: 'CloneRun', description: 'What of the clone is not the original’s' })
 
 /** The database holds no NUL. */
-const part = (maxLength: number) => Type.Optional(Type.String({ maxLength, pattern: '^[^\\u0000]*$' }))
+const part = (maxLength: number) => Type.Optional(Type.String({ minLength: 1, maxLength, pattern: '^[^\\u0000]*$' }))
 
 export const filter = Type.Object(
   {
     status: Type.Optional(Type.Array(Type.Union(RUN_STATUSES.map((status) => Type.Literal(status))), { minItems: 1, maxItems: RUN_STATUSES.length })),
     kind: part(256),
     queue: part(256),
-    tags: Type.Optional(Type.Array(Type.String({ minLength: 1, maxLength: 128, pattern: '^[^\\u0000]*$' }), { maxItems: 100 })),
+    tags: Type.Optional(Type.Array(Type.String({ minLength: 1, maxLength: 128, pattern: '^[^\\u0000]*$' }), { minItems: 1, maxItems: 100 })),
     createdAfter: Type.Optional(Type.String({ format: 'date-time' })),
     createdBefore: Type.Optional(Type.String({ format: 'date-time' })),
     search: part(256),
     parentRunId: part(128),
     includeArchived: Type.Optional(Type.Boolean()),
   },
-  { ...closed, minProperties: 1, description: 'as GET /runs filters; without status those that the command works on' },
+  { ...closed, minProperties: 1, description: 'as GET /runs filters, at least one beside includeArchived; without status those that the command works on' },
 )
 
 const selection = {
