@@ -211,7 +211,10 @@ export async function buildApp({
     deletions,
     stateAt: (run, seq) => runStates.fold(run, seq),
     exportRun: createRetentionExport({ exporter, blobs }),
-    record: ({ runId, ...line }) => audit.record([{ ...line, actor: 'retention', targetKind: 'run', targetId: runId }]),
+    audit: {
+      begin: ({ runId, ...line }) => audit.begin({ ...line, actor: 'retention', targetKind: 'run', targetId: runId }),
+      finish: audit.finish,
+    },
     log: logger,
   })
   const importer = createImporter({

@@ -1,6 +1,7 @@
 /**
  * Retention: what policies say is archived, deleted or trimmed, every RETENTION_INTERVAL_MS, by one instance at a time (an advisory lock). Off without a policy.
- * Runs are worked on one after another; one that cannot be worked on is told, and holds up no other. What went has a line in the audit log each.
+ * Runs are worked on one after another; one that cannot be worked on is told, and holds up no other. What went has a line in the audit log each, which is
+ * written before anything goes and completed afterwards, as those of commands are.
  * The lock saves work only: two at once would do the same, and each step can be repeated.
  */
 import type { Database, Sql } from '../db/client.js'
@@ -23,12 +24,10 @@ export interface RetentionRun extends TrimmedRun {
   lastSeq: number
 }
 
-export interface RetentionLine {
-  workspaceId: string
-  action: string
-  runId: string
-  outcome: 'done' | 'failed'
-  detail: Record<string, unknown>
+export interface RetentionAudit {
+  /** Durable when it resolves. @returns the line's id */
+  begin(line: { workspaceId: string; action: string; runId: string; detail: { policy: string } }): Promise<string>
+  finish(lineId: string, end: { outcome: 'done' | 'refused' | 'failed'; detail: Record<string, unknown> }): Promise<void>
 }
 
 export interface RetentionDeps {
@@ -41,7 +40,7 @@ export interface RetentionDeps {
   stateAt(run: TrimmedRun, seq: number): Promise<FoldState>
   /** Stores a bundle of the whole run, and says where. Throws unless all of it is stored. */
   exportRun(run: RetentionRun): Promise<string>
-  record(line: RetentionLine): Promise<void>
+  audit: RetentionAudit
   log: { warn(details: object, message: string): void; info(details: object, message: string): void }
 }
 
@@ -95,35 +94,47 @@ export function startRetention(deps: RetentionDeps): Retention {
 
   /** @returns whether anything was done. */
   async function worked(policy: RetentionPolicy, one: RetentionRun): Promise<boolean> {
-    const line = { workspaceId: one.workspaceId, action: `run.${policy.action}`, runId: one.id }
+    const by = { policy: policy.name }
+    let lineId: string | undefined
+    const begin = async () => {
+      lineId ??= await deps.audit.begin({ workspaceId: one.workspaceId, action: `run.${policy.action}`, runId: one.id, detail: by })
+      return lineId
+    }
     try {
-      const detail = await work(policy, one)
-      if (detail) await deps.record({ ...line, outcome: 'done', detail: { policy: policy.name, ...detail } })
-      return detail !== undefined
+      const went = await work(policy, one, begin)
+      if (went) await deps.audit.finish(await begin(), { outcome: 'done', detail: { ...by, ...went } })
+      else if (lineId !== undefined) await deps.audit.finish(lineId, { outcome: 'refused', detail: { ...by, reason: 'The run has changed meanwhile.' } })
+      return went !== undefined
     } catch (error) {
       log.warn({ err: error, policy: policy.name, runId: one.id }, 'retention could not work on a run')
-      await deps
-        .record({ ...line, outcome: 'failed', detail: { policy: policy.name } })
+      await begin()
+        .then((id) => deps.audit.finish(id, { outcome: 'failed', detail: by }))
         .catch((fault) => log.warn({ err: fault, runId: one.id }, 'an audit line of retention could not be written'))
       return false
     }
   }
 
-  /** What went; undefined: nothing did. */
-  async function work(policy: RetentionPolicy, one: RetentionRun): Promise<Record<string, unknown> | undefined> {
+  /**
+   * @param begin to be waited for before anything goes
+   * @returns what went; undefined: nothing did
+   */
+  async function work(policy: RetentionPolicy, one: RetentionRun, begin: () => Promise<unknown>): Promise<Record<string, unknown> | undefined> {
     if (policy.action === 'archive') {
+      await begin()
       const rows = await sql`update runs set archived_at = clock_timestamp() where key = ${one.key} and archived_at is null returning key`
       return rows.length > 0 ? {} : undefined
     }
     if (policy.action === 'trim') {
       const exported: { export?: string } = {}
       const before = async () => {
+        await begin()
         if (policy.export) exported.export = await deps.exportRun(one)
       }
       const cut = one.lastSeq - (policy.keepEvents ?? 0)
       const went = await trimRun(sql, one, { cut, rawOnly: policy.only === 'raw', stateAt: deps.stateAt, before })
       return went.events + went.rawEvents > 0 ? { ...went, ...exported } : undefined
     }
+    await begin()
     const exported = policy.export ? { export: await deps.exportRun(one) } : {}
     // Only as it was exported: what came meanwhile is looked at again in the next round.
     const outcome = await deps.deletions.delete(one.workspaceId, one.id, { key: one.key, lastSeq: one.lastSeq })

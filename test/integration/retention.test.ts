@@ -347,6 +347,38 @@ t.test('a policy is of its workspace, and of archived runs or of others', async 
   t.equal(lines.length, 1)
 })
 
+t.test('nothing goes before the audit log says so, whenever the service may be killed', async (t) => {
+  const database = await testDatabase(t)
+  await database.sql.unsafe(`
+    create function refuse_untold() returns trigger language plpgsql as $$ begin
+      if exists (select from runs r where r.key::text in (to_jsonb(old)->>'key', to_jsonb(old)->>'run_key')
+        and not exists (select from audit_log a where a.target_id = r.id and a.actor = 'retention' and a.detail->>'unfinished' = 'true'))
+      then raise exception 'nobody was told'; end if;
+      return old;
+    end $$;
+    create trigger untold before delete on runs for each row execute function refuse_untold();
+    create trigger untold before delete on run_events_raw for each row execute function refuse_untold()`)
+  const { client } = await service(t, database, [
+    { action: 'delete', kind: 'gone' },
+    { action: 'trim', only: 'raw', kind: 'cut' },
+  ])
+  const ended = async (kind: string) => {
+    const { runId } = await client.createRun({ kind })
+    await client.append(runId, { type: 'run.completed' })
+    return runId
+  }
+  const [gone, cut] = [await ended('gone'), await ended('cut')]
+  await eventually('both have gone', async () => {
+    const isGone = (await client.get(`/runs/${gone}`)).status === 404
+    return isGone && (await client.get<{ data: unknown[] }>(`/runs/${cut}/raw`)).body.data.length === 0 ? true : undefined
+  })
+  for (const run of [gone, cut])
+    await eventually('the line is completed', async () => {
+      const [line] = (await client.get<{ data: { outcome: string; detail: object }[] }>(`/audit?run=${run}&actor=retention`)).body.data
+      return line?.outcome === 'done' && !('unfinished' in line.detail) ? true : undefined
+    })
+})
+
 t.test('policies that cannot be meant are refused, and say why', async (t) => {
   const policy = (fields: object) => JSON.stringify([{ name: 'p', action: 'delete', afterDays: 1, ...fields }])
   t.same(parsePolicies(undefined), [])
