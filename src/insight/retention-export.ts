@@ -5,10 +5,18 @@ import type { Exporter } from './export.js'
 const LINE_FEED = 0x0a
 const MANIFEST = Buffer.from('{"kind":"manifest"')
 
-/** @returns the name of the blob. A run that is exported again, for more has come, replaces it. */
+/**
+ * A bundle of the same head that is there already is kept: since it was made, the run can only have lost events, to a trim that has ended or was cut off.
+ * @returns the name of the blob
+ */
 export function createRetentionExport({ exporter, blobs }: { exporter: Exporter; blobs: Blobs }) {
   return async (run: { key: string; id: string; workspaceId: string; lastSeq: number }): Promise<string> => {
     const name = `retention/${run.workspaceId}/${run.key}-${run.lastSeq}.ndjson`
+    const before = await blobs.get(name)
+    if (before) {
+      before.destroy()
+      return name
+    }
     const bundle = await exporter.open(run.workspaceId, run.id, { format: 'ndjson', canonical: true, raw: true, artifacts: true, profile: 'full' })
     await blobs.put(name, whole(bundle.stream()))
     return name

@@ -347,6 +347,27 @@ t.test('a policy is of its workspace, and of archived runs or of others', async 
   t.equal(lines.length, 1)
 })
 
+t.test('the bundle that was made before a trim is not replaced by one of what the trim has left', async (t) => {
+  const database = await testDatabase(t)
+  const { client, url, dataDir } = await service(t, database, [
+    { action: 'trim', only: 'raw', export: true },
+    { action: 'trim', keepEvents: 5, export: true },
+    { action: 'delete', export: true },
+  ])
+  const { runId } = await client.createRun({})
+  await client.append(runId, [...Array.from({ length: 20 }, (_, n) => ({ type: 'custom.emitted', data: { name: `${n}` } })), { type: 'run.completed' }])
+  await eventually('the run is deleted', async () => ((await client.get(`/runs/${runId}`)).status === 404 ? true : undefined))
+  const lines = await eventually('all lines are completed', async () => {
+    const { data } = (await client.get<{ data: { outcome: string; detail: { export: string } }[] }>(`/audit?run=${runId}&actor=retention`)).body
+    return data.length === 3 && data.every((line) => line.outcome === 'done') ? data : undefined
+  })
+  t.equal(new Set(lines.map((line) => line.detail.export)).size, 1)
+  const bundle = await readFile(join(dataDir, 'blobs', lines[0]?.detail.export ?? ''), 'utf8')
+  const back = await fetch(`${url}/runs/import?as=back`, { method: 'POST', body: bundle })
+  t.match(await back.json(), { runId: 'back', imported: true, lastSeq: 22 })
+  t.equal(bundle.split('\n').filter((line) => line.startsWith('{"kind":"raw_event"')).length, 21)
+})
+
 t.test('nothing goes before the audit log says so, whenever the service may be killed', async (t) => {
   const database = await testDatabase(t)
   await database.sql.unsafe(`
