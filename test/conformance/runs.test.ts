@@ -153,6 +153,10 @@ t.test('POST /runs/validate only checks', async (t) => {
   await client.createRun({ id })
   t.match((await client.post('/runs/validate', { id, name: 'n' })).body, { valid: false, errors: [{ path: 'body', message: /There is a run/ }] })
   t.match((await client.post('/runs/validate', { id })).body, { valid: true }, 'a repeat is answered with the run')
+  const keyed = { 'Idempotency-Key': newId('key') }
+  await client.post('/runs', { name: 'n' }, keyed)
+  t.match((await client.post('/runs/validate', { name: 'n' }, keyed)).body, { valid: true })
+  t.match((await client.post('/runs/validate', { name: 'other' }, keyed)).body, { valid: false, errors: [{ path: 'body', message: /Idempotency-Key/ }] })
   const bad = await client.post<{ valid?: boolean; errors?: unknown[] }>('/runs/validate', { id, name: 7 })
   t.ok(bad.status === 400 || (bad.status === 200 && bad.body.valid === false), `${bad.status} ${bad.text}`)
 })

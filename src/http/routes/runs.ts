@@ -1,9 +1,9 @@
 /** Runs: create, validate, list, get, state, rebuild. */
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
-import { Type } from '@sinclair/typebox'
+import { type Static, Type } from '@sinclair/typebox'
 import type { Sql } from '../../db/client.js'
 import { RUN_STATUSES, type RunStatus } from '../../domain/run.js'
-import { CreateRun, RunDescriptor } from '../../domain/run-request.js'
+import { CreateRun, RunDescriptor, type RunPlan } from '../../domain/run-request.js'
 import { type ProblemField, RunplaneError } from '../../errors.js'
 import type { RunKeys } from '../../log/run-keys.js'
 import type { Lifecycle } from '../../runs/lifecycle.js'
@@ -24,6 +24,8 @@ export interface RunsRoutesDeps {
 
 const JSON_TYPE = 'application/json; charset=utf-8'
 const Body = Type.Unknown({ description: 'a CreateRun, or a macp RunDescriptor' })
+const CreateHeaders = Type.Object({ 'idempotency-key': Type.Optional(Type.String({ minLength: 1, maxLength: 255 })) })
+type CreateHeaders = Static<typeof CreateHeaders>
 export const RunStateAnswer = Type.Object(
   { runId: Type.String(), version: Type.Integer(), schemaVersion: Type.Integer(), state: Type.Unknown() },
   { $id: 'RunStateAnswer' },
@@ -47,17 +49,12 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
         tags: ['runs'],
         summary: 'Create a run',
         body,
-        headers: Type.Object({ 'idempotency-key': Type.Optional(Type.String({ minLength: 1, maxLength: 255 })) }),
+        headers: CreateHeaders,
         response: { 200: record, 201: record },
       },
     },
     async (request, reply) => {
-      const idempotencyKey = request.headers['idempotency-key']
-      if (idempotencyKey !== undefined && (idempotencyKey.length === 0 || idempotencyKey.length > 255)) {
-        throw new RunplaneError('VALIDATION_ERROR', 'Idempotency-Key has 1 to 255 characters.')
-      }
-      const plan = planRun(request.body)
-      const { runId, created } = await lifecycle.create(request.access.workspaceId, { ...plan, idempotencyKey: idempotencyKey ?? plan.idempotencyKey })
+      const { runId, created } = await lifecycle.create(request.access.workspaceId, planOf(request.body, request.headers))
       const run = await getRun(sql, request.access.workspaceId, runId)
       return reply
         .code(created ? 201 : 200)
@@ -76,6 +73,7 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
         tags: ['runs'],
         summary: 'Check what would create a run, without creating it',
         body,
+        headers: CreateHeaders,
         response: {
           200: Type.Object({
             valid: Type.Boolean(),
@@ -87,7 +85,7 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
     },
     async (request) => {
       const errors = checkRun(request.body)
-      if (errors.length === 0) errors.push(...(await impossible(request.access.workspaceId, request.body)))
+      if (errors.length === 0) errors.push(...(await impossible(request.access.workspaceId, request.body, request.headers)))
       return { valid: errors.length === 0, errors, warnings: [] }
     },
   )
@@ -177,15 +175,24 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
   )
 
   /** What is well-formed and yet cannot be. */
-  async function impossible(workspaceId: string, body: unknown): Promise<ProblemField[]> {
+  async function impossible(workspaceId: string, body: unknown, headers: CreateHeaders): Promise<ProblemField[]> {
     try {
-      await lifecycle.assertPlan(workspaceId, planRun(body))
+      await lifecycle.assertPlan(workspaceId, planOf(body, headers))
       return []
     } catch (error) {
       if (error instanceof RunplaneError && error.status < 500) return error.errors ?? [{ path: 'body', message: error.message }]
       throw error
     }
   }
+}
+
+/** @throws VALIDATION_ERROR with all that is wrong */
+function planOf(body: unknown, { 'idempotency-key': idempotencyKey }: CreateHeaders): RunPlan {
+  if (idempotencyKey !== undefined && (idempotencyKey.length === 0 || idempotencyKey.length > 255)) {
+    throw new RunplaneError('VALIDATION_ERROR', 'Idempotency-Key has 1 to 255 characters.')
+  }
+  const plan = planRun(body)
+  return { ...plan, idempotencyKey: idempotencyKey ?? plan.idempotencyKey }
 }
 
 /** The answer as text: going through objects again would cost more than folding the state. */
