@@ -3,8 +3,9 @@
  * when its connection closes: it then writes to a socket that is gone (an uncaught TypeError), or sends the leftover ahead of the next
  * connection's start; and what is sent between a socket's `error` and its `close` is never answered.
  *
- * So `close` comes two turns later, when all that was gathered has been written (to nobody), and says that there was no error before,
- * upon which the driver rejects whatever is still unanswered. With TLS the driver wraps the socket, and its own handling stands.
+ * So an error comes at once, which rejects what is unanswered: what follows it, as the rollback of a transaction, is then still written (to nobody), and not
+ * to a socket that is gone. `close` comes two turns later, when all that was gathered has been written, and says that there was no error before,
+ * upon which the driver rejects whatever is unanswered by then. With TLS the driver wraps the socket, and its own handling stands.
  */
 import { type OnReadOpts, Socket, type SocketConstructorOpts } from 'node:net'
 import { createMessageReads } from './message-reads.js'
@@ -13,6 +14,7 @@ import { createMessageReads } from './message-reads.js'
 const LARGE_BYTES = 4096
 
 class SteadySocket extends Socket {
+  #answered = false
   #closing = false
   #gathering = false
 
@@ -49,11 +51,14 @@ class SteadySocket extends Socket {
   }
 
   override emit(event: string | symbol, ...values: unknown[]): boolean {
+    this.#answered ||= event === 'data'
     // The driver lets go of a socket before its last error has come.
     if (event === 'error' && this.listenerCount('error') === 0) return false
     if (event !== 'close') return super.emit(event, ...values)
     if (!this.#closing) {
       this.#closing = true
+      // Before the first answer the driver connects again by itself.
+      if (this.#answered) this.emit('error', Object.assign(new Error('The connection was closed'), { code: 'CONNECTION_CLOSED' }))
       setImmediate(() => setImmediate(() => super.emit('close', false)))
     }
     return true
