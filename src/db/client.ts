@@ -12,6 +12,7 @@ import type { BaseLogger } from 'pino'
 import postgres from 'postgres'
 import { startEmbedded } from './embedded.js'
 import * as schema from './schema.js'
+import type { TlsMode } from './secured-socket.js'
 import { steadySockets } from './steady-socket.js'
 
 export type Sql = postgres.Sql<{ int8: number }>
@@ -53,9 +54,10 @@ export async function openDatabase(options: { databaseUrl?: string | undefined; 
 }
 
 async function openServer(url: string, poolMax: number): Promise<Database> {
-  const connect = (options: ConnectOptions = {}) => postgres(url, clientOptions(options))
+  const tls = readable(() => tlsOf(url))
+  const connect = (options: ConnectOptions = {}) => postgres(url, clientOptions(options, tls))
   const describe = `PostgreSQL at ${withoutSecrets(url)}`
-  const sql = readable(() => connect({ max: poolMax }))
+  const sql = connect({ max: poolMax })
   try {
     await sql`select 1`
   } catch (error) {
@@ -89,13 +91,21 @@ export function onEmbedded(socketPath: string, user: string, database: string, d
   }
 }
 
-function clientOptions(options: ConnectOptions) {
+/** As the driver reads it from the URL and the environment; undefined: without TLS. */
+function tlsOf(url: string): TlsMode | undefined {
+  // Nothing connects before its first query.
+  const { ssl: mode, sslnegotiation }: { ssl?: unknown; sslnegotiation?: unknown } = postgres(url).options
+  return mode ? { mode, direct: sslnegotiation === 'direct' } : undefined
+}
+
+function clientOptions(options: ConnectOptions, tls?: TlsMode) {
   return {
     connect_timeout: CONNECT_TIMEOUT_S,
     // The driver's own waits grow to 20 s: too long after a database that restarts in one.
     backoff: (attempt: number) => Math.min(2 ** attempt / 100, 1),
     onnotice: () => {},
-    socket: steadySockets(),
+    ssl: false,
+    socket: steadySockets(tls),
     // Nothing here passes arrays; and a connection that is cut during this look-up would reject a promise that nobody holds.
     fetch_types: false,
     ...options,
@@ -113,9 +123,9 @@ function clientOptions(options: ConnectOptions) {
 }
 
 /** The driver's own error about a URL that it cannot read holds the URL, and with it the password. */
-function readable(connect: () => Sql): Sql {
+function readable<Result>(read: () => Result): Result {
   try {
-    return connect()
+    return read()
   } catch {
     throw new DatabaseUnavailableError(
       'DATABASE_URL: its value is not a URL. Allowed: postgres://user:password@host:port/database, where / # ? % @ and : in the user and the password are percent-encoded, such as %2F for /.',
@@ -141,6 +151,7 @@ const CONNECT_FAULTS: Record<string, string> = {
   ENETUNREACH: 'the network cannot be reached.',
   ENOENT: 'there is no such socket.',
   CONNECT_TIMEOUT: `no answer within ${CONNECT_TIMEOUT_S} s.`,
+  NO_TLS: 'it does not take connections with TLS. Turn it on there, or leave sslmode out of the URL.',
   '28P01': 'the user or the password is wrong.',
   '28000': 'the server does not let this user in.',
   '3D000': 'there is no such database. Create it, as with createdb.',

@@ -5,28 +5,28 @@
  *
  * So an error comes at once, which rejects what is unanswered: what follows it, as the rollback of a transaction, is then still written (to nobody), and not
  * to a socket that is gone. `close` comes two turns later, when all that was gathered has been written, and says that there was no error before,
- * upon which the driver rejects whatever is unanswered by then. With TLS the driver wraps the socket, and its own handling stands.
+ * upon which the driver rejects whatever is unanswered by then. With TLS too: the driver is told that there is none, and secured-socket.ts agrees it.
  */
 import { type OnReadOpts, Socket, type SocketConstructorOpts } from 'node:net'
+import type { Duplex } from 'node:stream'
 import { createMessageReads } from './message-reads.js'
+import { SecuredSocket, type TlsMode } from './secured-socket.js'
 
 /** The statement of some events. */
 const LARGE_BYTES = 4096
 
 class SteadySocket extends Socket {
-  #answered = false
-  #closing = false
   #gathering = false
 
-  /** @param inMessages `data` comes as whole messages, in memory that is used again: see message-reads.ts. Not where there is TLS around them. */
-  constructor(inMessages: boolean) {
+  /** `data` comes as whole messages, in memory that is used again: see message-reads.ts. */
+  constructor() {
     const reads = createMessageReads((bytes) => this.emit('data', bytes))
     const callback = (bytes: number) => {
       reads.arrived(bytes)
       return true
     }
     const options: SocketConstructorOpts & { onread: OnReadOpts } = { onread: { buffer: reads.room, callback } }
-    super(inMessages ? options : {})
+    super(options)
   }
 
   /**
@@ -49,41 +49,50 @@ class SteadySocket extends Socket {
     this.#gathering = false
     this.uncork()
   }
+}
 
-  override emit(event: string | symbol, ...values: unknown[]): boolean {
-    this.#answered ||= event === 'data'
+/** Lets the socket close as it is said above. */
+function closingInOrder<Kind extends Duplex>(socket: Kind): Kind {
+  const emit = socket.emit.bind(socket)
+  let closing = false
+  let answered = false
+  socket.emit = (event: string | symbol, ...values: unknown[]): boolean => {
+    answered ||= event === 'data'
     // The driver lets go of a socket before its last error has come.
-    if (event === 'error' && this.listenerCount('error') === 0) return false
-    if (event !== 'close') return super.emit(event, ...values)
-    if (!this.#closing) {
-      this.#closing = true
+    if (event === 'error' && socket.listenerCount('error') === 0) return false
+    if (event !== 'close') return emit(event, ...values)
+    if (!closing) {
+      closing = true
       // Before the first answer the driver connects again by itself.
-      if (this.#answered) this.emit('error', Object.assign(new Error('The connection was closed'), { code: 'CONNECTION_CLOSED' }))
-      setImmediate(() => setImmediate(() => super.emit('close', false)))
+      if (answered) socket.emit('error', Object.assign(new Error('The connection was closed'), { code: 'CONNECTION_CLOSED' }))
+      setImmediate(() => setImmediate(() => emit('close', false)))
     }
     return true
   }
+  return socket
 }
 
 interface Target {
   path?: string | (() => string) | undefined
   host: string[]
   port: number[]
-  ssl?: unknown
 }
 
-/** For the driver's option `socket`. Of several hosts the next one is tried each time; writes wait in the socket until it is connected. */
-export function steadySockets(): (target: Target) => Socket {
+/**
+ * For the driver's option `socket`. Of several hosts the next one is tried each time; writes wait in the socket until it is connected.
+ * @param tls undefined: without. The driver's own option `ssl` has to be false.
+ */
+export function steadySockets(tls?: TlsMode): (target: Target) => Duplex {
   let attempts = 0
-  return ({ path, host: hosts, port: ports, ssl }) => {
-    const socket = new SteadySocket(!ssl)
-    socket.setNoDelay(true)
+  return ({ path, host: hosts, port: ports }) => {
     const socketPath = typeof path === 'function' ? path() : path
-    if (socketPath) return socket.connect(socketPath)
     const turn = attempts++ % Math.max(1, hosts.length)
     const host = hosts[turn] ?? 'localhost'
     const port = ports[turn] ?? 5432
-    // The driver reads the host from here for the name in a TLS certificate.
-    return Object.assign(socket.connect(port, host), { host, port })
+    const socket = tls ? new Socket() : closingInOrder(new SteadySocket())
+    socket.setNoDelay(true)
+    if (socketPath) socket.connect(socketPath)
+    else socket.connect(port, host)
+    return tls ? closingInOrder(new SecuredSocket(socket, host, port, tls)) : socket
   }
 }

@@ -4,26 +4,29 @@ import { openDatabase } from '../../src/db/client.js'
 import { silent, testDatabase } from '../support/database.js'
 import { databaseProxy } from '../support/database-proxy.js'
 
-test('a transaction whose connection is cut fails, and the pool goes on', async (t) => {
-  const direct = await testDatabase(t, { empty: true })
-  const proxy = await databaseProxy(t, direct)
-  const database = await openDatabase({ databaseUrl: proxy.url, dataDir: '', poolMax: 2, logger: silent })
-  t.teardown(() => database.close())
-  const { sql } = database
-  for (let round = 0; round < 5; round++) {
-    const going = [1, 2].map(() => sql.begin((tx) => tx`select pg_sleep(60)`))
-    const ended = Promise.allSettled(going)
-    for (let running = 0; running < 2; ) {
-      const [row] = await direct.sql<[{ count: number }]>`
+for (const sslmode of ['disable', 'require']) {
+  test(`a transaction whose connection is cut fails, and the pool goes on (sslmode=${sslmode})`, async (t) => {
+    const direct = await testDatabase(t, { empty: true })
+    const proxy = await databaseProxy(t, direct)
+    const database = await openDatabase({ databaseUrl: `${proxy.url}?sslmode=${sslmode}`, dataDir: '', poolMax: 2, logger: silent })
+    t.teardown(() => database.close())
+    const { sql } = database
+    for (let round = 0; round < 5; round++) {
+      const going = [1, 2].map(() => sql.begin((tx) => tx`select pg_sleep(60)`))
+      const ended = Promise.allSettled(going)
+      for (let running = 0; running < 2; ) {
+        const [row] = await direct.sql<[{ count: number }]>`
           select count(*) from pg_stat_activity where datname = current_database() and state = 'active' and query = 'select pg_sleep(60)'`
-      running = row.count
+        running = row.count
+      }
+      proxy.cut()
+      t.match(await ended, [
+        { status: 'rejected', reason: { code: 'CONNECTION_CLOSED' } },
+        { status: 'rejected', reason: { code: 'CONNECTION_CLOSED' } },
+      ])
+      t.equal((await Promise.all([1, 2, 3, 4].map(() => sql`select 1`))).length, 4)
+      await direct.sql`select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and query = 'select pg_sleep(60)'`
     }
-    proxy.cut()
-    t.match(await ended, [
-      { status: 'rejected', reason: { code: 'CONNECTION_CLOSED' } },
-      { status: 'rejected', reason: { code: 'CONNECTION_CLOSED' } },
-    ])
-    t.equal((await Promise.all([1, 2, 3, 4].map(() => sql`select 1`))).length, 4)
-    await direct.sql`select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and query = 'select pg_sleep(60)'`
-  }
-})
+    t.equal(proxy.secured > 0, sslmode === 'require')
+  })
+}
