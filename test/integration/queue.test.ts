@@ -117,10 +117,12 @@ t.test('the queue', async (t) => {
   })
 
   await t.test('availableAt keeps a run back until then', async (t) => {
+    // Far off, so that a machine that stalls does not reach it.
+    await create({ id: 'tomorrow', queue: 'tomorrow', availableAt: new Date(Date.now() + 86_400_000).toISOString() })
+    t.equal(await claim('tomorrow', 'w'), undefined)
+    t.match(await queue('tomorrow'), { depth: 0, delayed: 1 })
     const availableAt = new Date(Date.now() + 400).toISOString()
     await create({ id: 'later', queue: 'later', availableAt })
-    t.equal(await claim('later', 'w'), undefined)
-    t.match(await queue('later'), { depth: 0, delayed: 1 })
     const got = await claim('later', 'w', { waitMs: 20_000 })
     t.equal(got?.runId, 'later')
     t.ok(Date.now() >= Date.parse(availableAt), 'not before its time')
