@@ -17,6 +17,7 @@ import { toUtc } from '../domain/time.js'
 import { RunplaneError } from '../errors.js'
 import { beginImport, type ImportedRun, type RunImport } from '../log/import.js'
 import type { LogReader } from '../log/read.js'
+import { createTurns } from '../ops/turns.js'
 import { createState, encodeState, type FoldState, foldEvent } from '../projections/fold.js'
 import { isCheckpointDue, type Since } from '../runs/checkpoints.js'
 import type { Artifacts } from './artifacts.js'
@@ -24,7 +25,6 @@ import { BundleError, BundleTooLargeError, CANONICAL_FILE, checkSpacing, createE
 import { type CheckedEvent, isStorable } from './bundle-events.js'
 import { scanBundle } from './bundle-reader.js'
 import { heldOf } from './import-repeat.js'
-import { createTurns } from './turns.js'
 
 export interface ImportAnswer {
   runId: string
@@ -91,7 +91,7 @@ const BundleRun = Type.Object({
 })
 
 export function createImporter({ sql, reader, artifacts, folder, maxBytes, maxAtOnce, pauseMs }: ImporterDeps): Importer {
-  const turns = createTurns({ maxRunning: maxAtOnce, maxWaiting: MAX_WAITING, what: 'imports' })
+  const turns = createTurns({ maxRunning: maxAtOnce, waiting: { max: MAX_WAITING, what: 'imports' } })
   return {
     async import(workspaceId, body, { as }) {
       if (as !== undefined && !RUN_ID.test(as)) throw new RunplaneError('VALIDATION_ERROR', `'${as.slice(0, 200)}' is no id for a run: ${NEW_RUN_ID_PATTERN}.`)

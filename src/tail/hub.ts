@@ -9,6 +9,7 @@ import { isTerminal, type RunStatus } from '../domain/run.js'
 import { RunplaneError } from '../errors.js'
 import type { CommittedBatch, CommittedEvent } from '../log/committed.js'
 import { type EventFilter, type LogReader, PIECE_BYTES, type RunHead } from '../log/read.js'
+import { createTurns } from '../ops/turns.js'
 import { type Chunk, createChunkCache, type RunChunks } from './chunks.js'
 import { eventFrame } from './frame.js'
 import { createPiecePool } from './pieces.js'
@@ -71,10 +72,9 @@ export function createHub({ log, logger, ...options }: HubOptions) {
   const channels = new Map<string, Channel>()
   const streams = new Set<OpenStream>()
   const reads = new Map<string, Promise<TailPage | undefined>>()
-  const waitingReads: (() => void)[] = []
+  const turns = createTurns({ maxRunning: maxReads })
   let pending: CommittedBatch[] = []
   const woken = new Set<Channel>()
-  let runningReads = 0
   let tick = 0
   let flushing = false
   let closed = false
@@ -149,18 +149,6 @@ export function createHub({ log, logger, ...options }: HubOptions) {
     channel.headTick = Math.max(channel.headTick, at)
   }
 
-  async function permitted<T>(work: () => Promise<T>): Promise<T> {
-    if (runningReads >= maxReads) await new Promise<void>((resolve) => waitingReads.push(resolve))
-    else runningReads++
-    try {
-      return await work()
-    } finally {
-      const next = waitingReads.shift()
-      if (next) next()
-      else runningReads--
-    }
-  }
-
   async function readPage(channel: Channel, afterSeq: number, filter: EventFilter | undefined, isLent: boolean): Promise<TailPage | undefined> {
     const began = ++tick
     const allocate = isLent ? pool.lend : undefined
@@ -181,7 +169,7 @@ export function createHub({ log, logger, ...options }: HubOptions) {
   async function readWithRetries(channel: Channel, afterSeq: number, filter: EventFilter | undefined, isLent: boolean): Promise<TailPage | undefined> {
     for (let attempt = 0; ; attempt++) {
       try {
-        return await permitted(() => readPage(channel, afterSeq, filter, isLent))
+        return await turns.take(() => readPage(channel, afterSeq, filter, isLent))
       } catch (error) {
         const delayMs = retryDelaysMs[attempt]
         logger.warn({ err: error, runKey: channel.runKey, attempt }, 'reading the log for a stream failed')

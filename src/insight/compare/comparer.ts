@@ -2,9 +2,9 @@
 import type { Sql } from '../../db/client.js'
 import { createRules } from '../../domain/volatile.js'
 import type { Mask } from '../../ingest/mask.js'
+import { createTurns } from '../../ops/turns.js'
 import type { RunStates } from '../../runs/state.js'
 import type { PriceTable } from '../prices.js'
-import { createTurns } from '../turns.js'
 import type { CompareSection, Comparison, ComparisonMatrix } from './answer.js'
 import { withInlineBundle } from './bundle-side.js'
 import { compare, compareMany, DEFAULT_LIMIT } from './compare.js'
@@ -40,7 +40,7 @@ const MAX_RUNNING = 2
 const MAX_WAITING = 20
 
 export function createComparer({ sql, runStates, prices, mask, config }: ComparerDeps): Comparer {
-  const turns = createTurns({ maxRunning: MAX_RUNNING, maxWaiting: MAX_WAITING, what: 'comparisons' })
+  const turns = createTurns({ maxRunning: MAX_RUNNING, waiting: { max: MAX_WAITING, what: 'comparisons' } })
   const maxEvents = config.COMPARE_MAX_EVENTS
   const stateOptions = { prices, masked: mask.text }
 
@@ -60,7 +60,6 @@ export function createComparer({ sql, runStates, prices, mask, config }: Compare
   return {
     compare: (workspaceId, { left, right, ignore = [], sections, limit = DEFAULT_LIMIT, fields = false }, signal) =>
       turns.take(async () => {
-        signal.throwIfAborted()
         const pauses = createPauses(signal)
         const options = { ignore, pauses }
         const comparison = (one: Side, other: Side) =>
@@ -69,10 +68,9 @@ export function createComparer({ sql, runStates, prices, mask, config }: Compare
           // A live run has not changed since it was looked at a moment ago.
           isSameRun(left, right) ? comparison(one, one) : withSide('right', workspaceId, right, options, (other) => comparison(one, other)),
         )
-      }),
+      }, signal),
     matrix: (workspaceId, runs, signal) =>
       turns.take(async () => {
-        signal.throwIfAborted()
         const options = { ignore: [], pauses: createPauses(signal) }
         const sides: Side[] = []
         const open = async (rest: readonly SideRequest[]): Promise<ComparisonMatrix> => {
@@ -86,7 +84,7 @@ export function createComparer({ sql, runStates, prices, mask, config }: Compare
           return compareMany(sides, stateOptions)
         }
         return open(runs)
-      }),
+      }, signal),
   }
 }
 
