@@ -22,7 +22,7 @@ import type { LogReader } from '../../log/read.js'
 import { isKnown } from '../etag.js'
 import { ArtifactBody, ArtifactCommand, ArtifactList, ArtifactQuery, ContentParams, ListArtifactsQuery, StoredArtifact } from '../schemas/artifacts.js'
 import { reference } from '../schemas/reference.js'
-import { RunParams } from '../schemas/run.js'
+import { IdempotencyKey, RunParams } from '../schemas/run.js'
 import { WorkerHeader } from '../schemas/worker.js'
 
 export interface ArtifactsRoutesDeps {
@@ -61,7 +61,7 @@ export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = a
         params: RunParams,
         querystring: ArtifactQuery,
         headers: Type.Object({
-          'idempotency-key': Type.Optional(Type.String({ minLength: 1, maxLength: 255 })),
+          'idempotency-key': IdempotencyKey,
           'x-worker-id': WorkerHeader,
         }),
         response: { 200: reference(StoredArtifact), 201: reference(StoredArtifact) },

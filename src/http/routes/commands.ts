@@ -12,7 +12,7 @@ import { getRun, RunRecord } from '../../runs/record.js'
 import { planClone } from '../run-plan.js'
 import { Batch, BatchAnswer, BatchBecause, Because, CloneRun, Retry } from '../schemas/commands.js'
 import { reference } from '../schemas/reference.js'
-import { RunParams } from '../schemas/run.js'
+import { KeyHeader, RunParams } from '../schemas/run.js'
 
 export interface CommandsRoutesDeps {
   sql: Sql
@@ -20,7 +20,6 @@ export interface CommandsRoutesDeps {
   audit: Pick<Audit, 'record'>
 }
 
-const KeyHeader = Type.Object({ 'idempotency-key': Type.Optional(Type.String({ minLength: 1, maxLength: 255 })) })
 const works = (command: CommandName) => `Works from ${WORKS_FROM[command].join(', ')}; else 409.`
 
 export const commandsRoutes: FastifyPluginAsyncTypebox<CommandsRoutesDeps> = async (app, { sql, commands, audit }) => {

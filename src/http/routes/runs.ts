@@ -13,7 +13,7 @@ import type { RunStates, StateAnswer } from '../../runs/state.js'
 import { isKnown } from '../etag.js'
 import { checkRun, planRun } from '../run-plan.js'
 import { reference } from '../schemas/reference.js'
-import { ListRunsQuery, RunParams, StateQuery } from '../schemas/run.js'
+import { KeyHeader, ListRunsQuery, RunParams, StateQuery } from '../schemas/run.js'
 
 export interface RunsRoutesDeps {
   sql: Sql
@@ -24,8 +24,6 @@ export interface RunsRoutesDeps {
 
 const JSON_TYPE = 'application/json; charset=utf-8'
 const Body = Type.Unknown({ description: 'a CreateRun, or a macp RunDescriptor' })
-const CreateHeaders = Type.Object({ 'idempotency-key': Type.Optional(Type.String({ minLength: 1, maxLength: 255 })) })
-type CreateHeaders = Static<typeof CreateHeaders>
 export const RunStateAnswer = Type.Object(
   { runId: Type.String(), version: Type.Integer(), schemaVersion: Type.Integer(), state: Type.Unknown() },
   { $id: 'RunStateAnswer' },
@@ -49,7 +47,7 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
         tags: ['runs'],
         summary: 'Create a run',
         body,
-        headers: CreateHeaders,
+        headers: KeyHeader,
         response: { 200: record, 201: record },
       },
     },
@@ -73,7 +71,7 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
         tags: ['runs'],
         summary: 'Check what would create a run, without creating it',
         body,
-        headers: CreateHeaders,
+        headers: KeyHeader,
         response: {
           200: Type.Object({
             valid: Type.Boolean(),
@@ -175,7 +173,7 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
   )
 
   /** What is well-formed and yet cannot be. */
-  async function impossible(workspaceId: string, body: unknown, headers: CreateHeaders): Promise<ProblemField[]> {
+  async function impossible(workspaceId: string, body: unknown, headers: Static<typeof KeyHeader>): Promise<ProblemField[]> {
     try {
       await lifecycle.assertPlan(workspaceId, planOf(body, headers))
       return []
@@ -187,7 +185,7 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
 }
 
 /** @throws VALIDATION_ERROR with all that is wrong */
-function planOf(body: unknown, { 'idempotency-key': idempotencyKey }: CreateHeaders): RunPlan {
+function planOf(body: unknown, { 'idempotency-key': idempotencyKey }: Static<typeof KeyHeader>): RunPlan {
   if (idempotencyKey !== undefined && (idempotencyKey.length === 0 || idempotencyKey.length > 255)) {
     throw new RunplaneError('VALIDATION_ERROR', 'Idempotency-Key has 1 to 255 characters.')
   }

@@ -2,6 +2,9 @@
 import { Type } from '@sinclair/typebox'
 import { RUN_ID_PATTERN } from '../../domain/ids.js'
 
+export const IdempotencyKey = Type.Optional(Type.String({ minLength: 1, maxLength: 255 }))
+export const KeyHeader = Type.Object({ 'idempotency-key': IdempotencyKey })
+
 export const RunParams = Type.Object({ id: Type.String({ pattern: RUN_ID_PATTERN }) })
 
 const csv = { description: 'separated by commas' }
