@@ -116,9 +116,10 @@ export async function openRunSide({ sql, runStates, maxEvents }: RunSideDeps, re
     columns: readColumns,
     state: () => runStates.fold({ key, id: runId }, seq),
     async events(seqs) {
+      // One look-up a seq: of a run that is newer than the statistics PostgreSQL before 17 would read all events, and drop those of other seqs.
       const rows = await sql<{ seq: number; event: string }[]>`
-        select seq, event::text as event from run_events_canonical
-        where run_key = ${key} and seq = any(string_to_array(${seqs.join(',')}, ',')::bigint[])`
+        select found.seq, found.event::text as event from unnest(string_to_array(${seqs.join(',')}, ',')::bigint[]) as wanted(seq)
+        cross join lateral (select seq, event from run_events_canonical where run_key = ${key} and seq = wanted.seq limit 1) found`
       return new Map(rows.map((row) => [row.seq, parsed(row.event)]))
     },
   }
