@@ -10,7 +10,7 @@
  */
 import { readFile } from 'node:fs/promises'
 import type { Sql } from 'postgres'
-import { against, inTurns, type Pair, type Row, rateOf } from './measure.js'
+import { against, inTurns, type Pair, type Row, rateOf, until } from './measure.js'
 import type { Service } from './process.js'
 import type { Scenario } from './scenario.js'
 import { type Connection, must, openConnections, request } from './wire.js'
@@ -127,7 +127,8 @@ export const claims: Scenario = async ({ database, quick, startService, say }) =
   const connections = await openConnections(service.port, WORKERS)
   const workers = connections.map((connection, index) => workerOn(connection, service.port, index))
   await seed(sql, ROUND_RUNS)
-  await rateOf(workers, WARM_UP_MS)
+  // After other scenarios the disk may be busy for seconds.
+  await until(async () => (await rateOf(workers, WARM_UP_MS)) > 0, 'a run that is claimed and completed')
 
   const bare = await database.connect(BARE_CONNECTIONS)
   const rows = await cycleRows(sql)
