@@ -57,10 +57,11 @@ export async function repeat(rounds: number, measure: () => Promise<number>): Pr
 /** @param target the least ratio (`atLeast`) or the greatest (`atMost`) of ours to the baseline. */
 export function compared(row: Pick<Row, 'what' | 'database' | 'unit' | 'note'>, pairs: readonly Pair[], target: { atLeast: number } | { atMost: number }): Row {
   const { ratio, ...sides } = against(pairs)
+  const times = (factor: number) => `${factor.toLocaleString('en', { minimumFractionDigits: 1 })} x`
   const [met, text] =
     'atLeast' in target
-      ? [ratio.median >= target.atLeast, `at least ${target.atLeast.toFixed(1)} x`]
-      : [ratio.median <= target.atMost, `at most ${target.atMost.toFixed(1)} x`]
+      ? [ratio.median >= target.atLeast, `at least ${times(target.atLeast)}`]
+      : [ratio.median <= target.atMost, `at most ${times(target.atMost)}`]
   return { ...row, ...sides, ratio, target: text, met }
 }
 
