@@ -11,7 +11,7 @@
  */
 import { RunplaneError } from '../errors.js'
 import type { DraftEvent } from './canonical-event.js'
-import type { Placement } from './placement.js'
+import { isActive, type Placement } from './placement.js'
 import { isTerminal, type RunStatus, TERMINAL_STATUSES } from './run.js'
 
 /** What of a run's state a command is decided on. */
@@ -27,7 +27,6 @@ export interface CommandedRun {
 
 /** Its placement, and the clock. */
 export interface CommandedPlace extends Placement {
-  leaseActive: boolean
   /** RFC 3339 */
   now: string
 }
@@ -73,7 +72,7 @@ function mayBeAtWork(run: CommandedRun, place: CommandedPlace): boolean {
   if (run.status === 'queued') return false
   if (run.status === 'suspended') return place.workerId !== null
   // A holder without a lease is one whose agent resumed the run itself; it is given one (runs/leases.ts).
-  return place.workerId === null || place.leaseExpiresAt === null || place.leaseActive
+  return place.workerId === null || place.leaseExpiresAt === null || isActive(place, place.now)
 }
 
 export function decideCancel(run: CommandedRun, place: CommandedPlace, { reason, by }: Because): DraftEvent[] {

@@ -23,6 +23,9 @@ export interface Placement {
   cancelRequestedAt: string | null
 }
 
+/** A lease runs. @param now RFC 3339 with milliseconds, as `leaseExpiresAt` is: such texts compare as the times do. */
+export const isActive = (place: Pick<Placement, 'leaseExpiresAt'>, now: string): boolean => place.leaseExpiresAt !== null && place.leaseExpiresAt > now
+
 const FREE = { workerId: null, leaseExpiresAt: null, leaseRemainingMs: null, leaseLengthMs: null }
 const text = (value: unknown): string | null => (typeof value === 'string' ? value : null)
 const count = (value: unknown): number | null => (typeof value === 'number' ? value : null)

@@ -10,7 +10,7 @@
  */
 import { RunplaneError } from '../errors.js'
 import type { DraftEvent } from './canonical-event.js'
-import type { Placement } from './placement.js'
+import { isActive, type Placement } from './placement.js'
 import { isTerminal, type RunStatus } from './run.js'
 
 /** The run as its events tell it. */
@@ -35,8 +35,6 @@ export interface LeaseDefaults {
   retryMaxMs: number
 }
 
-/** @param now RFC 3339 with milliseconds, as `leaseExpiresAt` is: such texts compare as the times do. */
-const isActive = (place: Placement, now: string): boolean => place.leaseExpiresAt !== null && place.leaseExpiresAt > now
 const after = (now: string, ms: number): string => new Date(Date.parse(now) + ms).toISOString()
 
 /**

@@ -16,8 +16,6 @@ export interface AppendItem {
 
 /** A run's placement as its row has it, under its lock. */
 export interface PlacedRun extends Placement {
-  /** The lease has not run out, by the database's clock. */
-  leaseActive: boolean
   /** A claim is under way, which names this time; it takes a place of the queue until it is done or undone. */
   reservedUntil: string | null
   maxAttempts: number | null

@@ -121,7 +121,6 @@ function placeColumns(tx: Queries) {
     'leaseExpiresAt', ${utc(tx, 'lease_expires_at')}, 'leaseRemainingMs', lease_remaining_ms, 'leaseLengthMs', lease_length_ms,
     'reservedUntil', ${utc(tx, 'reserved_until')}, 'ttlExpiresAt', ${utc(tx, 'ttl_expires_at')},
     'ttlRemainingMs', ttl_remaining_ms, 'cancelRequestedAt', ${utc(tx, 'cancel_requested_at')}, 'maxAttempts', max_attempts, 'leaseMs', lease_ms,
-    'leaseActive', coalesce(lease_expires_at > clock_timestamp(), false),
     'now', ${utcNow(tx)})`
 }
 

@@ -199,7 +199,6 @@ export function placeOf(run: ReservedRun): PlacedRun {
     ttlExpiresAt: run.ttl_expires_at,
     ttlRemainingMs: run.ttl_remaining_ms,
     cancelRequestedAt: run.cancel_requested_at,
-    leaseActive: false,
     reservedUntil: run.reserved_until,
     maxAttempts: run.max_attempts,
     leaseMs: run.lease_ms,

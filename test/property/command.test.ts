@@ -13,7 +13,7 @@ import {
   decideSuspend,
   WORKS_FROM,
 } from '../../src/domain/command.js'
-import { type Placement, placementAfter } from '../../src/domain/placement.js'
+import { isActive, type Placement, placementAfter } from '../../src/domain/placement.js'
 import { isTerminal, nextAttempt, nextStatus, RUN_STATUSES, type RunStatus } from '../../src/domain/run.js'
 import { RunplaneError } from '../../src/errors.js'
 
@@ -27,11 +27,7 @@ interface World {
   nowMs: number
 }
 
-const placed = ({ place, nowMs }: World): CommandedPlace => ({
-  ...place,
-  now: iso(nowMs),
-  leaseActive: place.leaseExpiresAt !== null && place.leaseExpiresAt > iso(nowMs),
-})
+const placed = ({ place, nowMs }: World): CommandedPlace => ({ ...place, now: iso(nowMs) })
 
 /** What the append does with events of the control plane, or of an agent, as far as commands see it. */
 function apply(world: World, drafts: DraftEvent[], sourceKind: 'control-plane' | 'agent' = 'control-plane'): World {
@@ -183,7 +179,7 @@ t.test('nobody is cut off before the grace is over while its lease lasts', async
   t.doesNotThrow(() =>
     fc.assert(
       fc.property(world, (w) => {
-        const isHeld = w.place.workerId !== null && placed(w).leaseActive
+        const isHeld = w.place.workerId !== null && isActive(w.place, placed(w).now)
         if (!isHeld || w.place.cancelRequestedAt === null || Date.parse(placed(w).now) - Date.parse(w.place.cancelRequestedAt) >= GRACE_MS) return true
         return decideForcedCancel(w.run, placed(w), GRACE_MS).length === 0
       }),

@@ -82,7 +82,7 @@ class World {
   placed = (row: Row) => ({ ...row.place, reservedUntil: row.reservedUntil, maxAttempts: null, leaseMs: null })
   commanded = (row: Row): [CommandedRun, CommandedPlace] => [
     { status: row.status, attempt: row.attempt, wasSuspended: row.wasSuspended, reason: null, by: null },
-    { ...row.place, leaseActive: row.place.leaseExpiresAt !== null && row.place.leaseExpiresAt > this.now, now: this.now },
+    { ...row.place, now: this.now },
   ]
 
   /** As the append does: number, fold, place. */
