@@ -62,6 +62,7 @@ export function prepareCluster(options: { dataDir: string; platform: string }): 
     makeFolder(dataDir)
     accessSync(dataDir, constants.W_OK | constants.X_OK)
     const directory = join(realpathSync(dataDir), 'postgres')
+    assertOwn(dataDir, directory)
     const owner = ownerOf(directory)
     const binaries = findBinaries(options.platform, dataDir, owner)
     sweepDrafts(dataDir)
@@ -83,6 +84,20 @@ function makeFolder(path: string): void {
     if (isCode(error, 'ENOENT')) throw new EmbeddedDatabaseError(`DATA_DIR: ${path} cannot be made. Set DATA_DIR to another folder, or set DATABASE_URL.`)
     if (!isCode(error, 'EEXIST') || !statSync(path, { throwIfNoEntry: false })?.isDirectory()) throw error
   }
+}
+
+/** What we keep in a data directory, and what else one may hold from its beginning: the root of a disk, a folder in a repository. */
+const OWN_NAMES =
+  /^(?:postgres|postgres\.log(?:\.1)?|postgres-(?:draft|binaries)-.+|socket-link|blobs|drafts|imports|lost\+found|\.gitkeep|\.gitignore|\.DS_Store)$/
+
+/** Nothing is put beside the files of others: a path that was mistyped, or `/etc` where all may be written, is told before anything is. */
+function assertOwn(dataDir: string, directory: string): void {
+  if (existsSync(join(directory, 'PG_VERSION'))) return
+  const foreign = readdirSync(dataDir).find((name) => !OWN_NAMES.test(name))
+  if (foreign === undefined) return
+  throw new EmbeddedDatabaseError(
+    `DATA_DIR ${dataDir} holds other files (such as ${foreign}), and no data of Runplane. Set DATA_DIR to a folder that is empty or not there yet, or set DATABASE_URL.`,
+  )
 }
 
 /** As root: who owns the files that are there, else nobody. */

@@ -327,6 +327,21 @@ test('says what to do about a folder that cannot be made', { timeout: 120_000, s
   t.ok(existsSync(join(below, 'postgres')), 'folders above it are made')
 })
 
+test('puts nothing beside the files of others', async (t) => {
+  const dataDir = folder(t)
+  for (const name of ['.gitkeep', 'blobs', 'postgres-draft-1-left']) mkdirSync(join(dataDir, name))
+  writeFileSync(join(dataDir, 'hosts'), '127.0.0.1 localhost')
+  const before = readdirSync(dataDir)
+  await t.rejects(startEmbedded({ dataDir, poolMax: 4, logger: silent }), {
+    message: `DATA_DIR ${dataDir} holds other files (such as hosts), and no data of Runplane. Set DATA_DIR to a folder that is empty or not there yet, or set DATABASE_URL.`,
+  })
+  t.same(readdirSync(dataDir), before, 'nothing is written, and nothing swept')
+  rmSync(join(dataDir, 'hosts'))
+  await (await open(t, dataDir)).close()
+  writeFileSync(join(dataDir, 'notes.txt'), '')
+  await (await open(t, dataDir)).close()
+})
+
 test('restores the links that npm left out, and copies binaries that the database may not run', async (t) => {
   const parent = folder(t)
   const owner = isRoot ? { uid: NOBODY, gid: NOBODY } : undefined
