@@ -13,6 +13,9 @@ WORKDIR /app
 COPY --from=build /app/node_modules node_modules
 COPY --from=build /app/dist dist
 COPY package.json ./
+COPY bin bin
+# For `docker compose exec runplane runplane keys create`.
+RUN ln -s /app/bin/runplane.js /usr/local/bin/runplane
 COPY drizzle drizzle
 # Large artifacts, exports, and bundles while they are checked.
 ENV DATA_DIR=/data

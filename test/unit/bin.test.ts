@@ -19,3 +19,11 @@ t.test('the command is there before the build, says so, and runs what is built',
   writeFileSync(join(folder, 'dist/cli/main.js'), 'console.log(process.argv[2])')
   t.match(run(), { status: 0, stdout: 'a\n', stderr: '' })
 })
+
+t.test('the image has the command, and its build is given all that it copies', async (t) => {
+  const text = (name: string) => readFileSync(new URL(name, root), 'utf8')
+  const copied = Array.from(text('Dockerfile').matchAll(/^COPY (?!--from)(.+) \S+$/gm), ([, names = '']) => names.split(' ')).flat()
+  t.ok(copied.includes('bin'))
+  const given = Array.from(text('.dockerignore').matchAll(/^!(.+)$/gm), ([, name]) => name)
+  t.same([...new Set(copied)].sort(), given.sort())
+})
