@@ -52,20 +52,23 @@ export const CreateRun = Type.Object(
 )
 export type CreateRun = Static<typeof CreateRun>
 
-/** The macp RunDescriptor, as far as it is read; what else is in it is kept with the run. */
+/**
+ * The macp RunDescriptor, as far as it is read; what else is in it is kept with the run. It names its runtime, mode and participants, without which
+ * macp-control-plane refuses it as well; versions and a time it may leave out here, where nothing depends on them.
+ */
 export const RunDescriptor = Type.Object(
   {
     mode: Type.Optional(name),
-    runtime: Type.Optional(json),
+    runtime: Type.Optional(Type.Object({ kind: name, version: Type.Optional(name) }, open)),
     session: Type.Object(
       {
         sessionId: Type.Optional(name),
-        modeName: Type.Optional(name),
+        modeName: name,
         modeVersion: Type.Optional(name),
         configurationVersion: Type.Optional(name),
         policyVersion: Type.Optional(name),
         ttlMs: Type.Optional(Type.Integer({ minimum: 1 })),
-        participants: Type.Optional(Type.Array(Participant, { maxItems: 1000 })),
+        participants: Type.Array(Participant, { minItems: 1, maxItems: 1000 }),
         metadata: Type.Optional(json),
       },
       open,

@@ -10,6 +10,7 @@ FormatRegistry.Set('date-time', (text) => toUtc(text) !== undefined)
 const createRun = TypeCompiler.Compile(CreateRun)
 const runDescriptor = TypeCompiler.Compile(RunDescriptor)
 const MAX_ERRORS = 20
+const PLAIN: Readonly<Record<string, string>> = { 'Unexpected property': 'is not a field of this command', 'Expected required property': 'is required' }
 const MAX_DEPTH = 64
 
 /** What is wrong with the body; empty where nothing is. */
@@ -20,7 +21,8 @@ export function checkRun(body: unknown): ProblemField[] {
   const errors: ProblemField[] = []
   for (const { path, message } of schema.Errors(body)) {
     if (errors.length >= MAX_ERRORS) break
-    errors.push({ path: `body${path}`, message: message === 'Unexpected property' ? 'is not a field of this command' : message })
+    // What is missing is of the wrong type, too.
+    if (errors.at(-1)?.path !== `body${path}`) errors.push({ path: `body${path}`, message: PLAIN[message] ?? message })
   }
   return errors
 }

@@ -82,7 +82,11 @@ t.test('creating a run', async (t) => {
   })
   await t.test('refuses one that is larger than an event may be, in either form', async (t) => {
     const large = 'x'.repeat(262_144)
-    for (const body of [{ input: large }, { metadata: { large } }, { runtime: { large }, session: {} }]) {
+    for (const body of [
+      { input: large },
+      { metadata: { large } },
+      { runtime: { kind: 'rust', large }, session: { modeName: 'm', participants: [{ id: 'a' }] } },
+    ]) {
       const answer = await client.post<Problem>('/runs', body)
       isProblem(t, answer, 413, 'PAYLOAD_TOO_LARGE')
       t.match(answer.body.detail, /262144 bytes.*MAX_EVENT_BYTES/)
@@ -107,6 +111,24 @@ t.test('creating a run', async (t) => {
     t.same(answer.body.tags, ['macp'])
     const state = await client.state(answer.body.runId)
     t.match(JSON.stringify(state.state.participants), 'alice', 'its participants are known')
+  })
+  await t.test('refuses a RunDescriptor without a session that can be, and says what it lacks', async (t) => {
+    const session = { modeName: 'macp.mode.decision.v1', participants: [{ id: 'alice' }] }
+    t.equal((await client.post('/runs', { mode: 'live', session, execution: {} })).status, 201)
+    for (const [body, path, message] of [
+      [{ mode: 'live' }, 'body/session', 'is required'],
+      [{ mode: 'live', session: {} }, 'body/session/modeName', 'is required'],
+      [{ mode: 'live', session: { ...session, modeName: '' } }, 'body/session/modeName', 'Expected string length greater or equal to 1'],
+      [{ mode: 'live', session: { modeName: 'm' } }, 'body/session/participants', 'is required'],
+      [{ mode: 'live', session: { ...session, participants: [] } }, 'body/session/participants', 'Expected array length to be greater or equal to 1'],
+      [{ mode: 'live', session: { ...session, participants: ['alice'] } }, 'body/session/participants/0', 'Expected object'],
+      [{ mode: 'live', session: { ...session, ttlMs: 0 } }, 'body/session/ttlMs', 'Expected integer to be greater or equal to 1'],
+      [{ runtime: {}, session }, 'body/runtime/kind', 'is required'],
+    ] as const) {
+      const answer = await client.post<Problem>('/runs', body)
+      isProblem(t, answer, 400, 'VALIDATION_ERROR')
+      t.match((await client.post('/runs/validate', body)).body, { valid: false, errors: [{ path, message }] }, JSON.stringify(body))
+    }
   })
 })
 

@@ -64,7 +64,7 @@ t.test('a run stands still while it is suspended, and goes on when it is resumed
 
 t.test('what is left of a lease and of a session is kept while a run stands still, and runs on', async (t) => {
   // As a RunDescriptor tells it.
-  const created = await client.post<RunRecord>('/runs', { mode: 'm', session: { ttlMs: 600_000 } })
+  const created = await client.post<RunRecord>('/runs', { mode: 'm', session: { modeName: 'm', participants: [{ id: 'a' }], ttlMs: 600_000 } })
   const { runId: plain } = created.body
   const { runId } = await client.createRun({ id: newId(), queue: newId(), session: { ttlMs: 600_000 } })
   const told = async (id: string, type: string) => {

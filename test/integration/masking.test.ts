@@ -102,7 +102,7 @@ for (const [kind, open] of [
         (
           await send('POST', '/runs', {
             mode: 'm',
-            session: { sessionId: SECRET, metadata: { a: SECRET } },
+            session: { modeName: 'm', participants: [{ id: SECRET }], sessionId: SECRET, metadata: { a: SECRET } },
             execution: { idempotencyKey: `b${SECRET}`, tags: [SECRET], requester: { id: SECRET } },
           })
         ).status,
