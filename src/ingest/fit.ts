@@ -3,8 +3,9 @@
  * rely on it. Lengths are bounded here as well, once for all formats: what becomes part of an index must fit a row of one.
  */
 
-import type { TObject } from '@sinclair/typebox'
+import type { TObject, TSchema } from '@sinclair/typebox'
 import { type TypeCheck, TypeCompiler } from '@sinclair/typebox/compiler'
+import { Value } from '@sinclair/typebox/value'
 import { type DraftEvent, EVENT_TYPES, type EventType, isEventType, type Reference } from '../domain/canonical-event.js'
 import { isFields } from './fields.js'
 import { MAX_ID_CHARS } from './format.js'
@@ -52,9 +53,29 @@ function typeMisfit(type: string): string | undefined {
   return `/type: expected a name with a dot, such as step.output, of letters, digits, _ and -, of at most ${MAX_TYPE_CHARS} characters`
 }
 
-function dataMisfit(type: EventType, data: unknown): string | undefined {
+/** Many serializers write what is absent as null. @returns the value without the members that may be absent, are null, and are of a type that null is not. */
+function withoutNulls(schema: TSchema, value: unknown): unknown {
+  if (!isFields(value)) return value
+  const properties: Readonly<Record<string, TSchema>> | undefined = (schema.anyOf?.find((member: TSchema) => member.type === 'object') ?? schema).properties
+  if (properties === undefined) return value
+  const required: readonly string[] = schema.required ?? []
+  return Object.fromEntries(
+    Object.entries(value).flatMap(([name, member]) => {
+      const known = Object.hasOwn(properties, name) ? properties[name] : undefined
+      if (known === undefined) return [[name, member]]
+      return member === null && !required.includes(name) && !Value.Check(known, null) ? [] : [[name, withoutNulls(known, member)]]
+    }),
+  )
+}
+
+function dataMisfit(draft: DraftEvent, type: EventType, nullIsAbsent: boolean): string | undefined {
   const check = checkOf(type)
-  if (check.Check(data)) return undefined
+  if (check.Check(draft.data)) return undefined
+  const data = nullIsAbsent ? withoutNulls(EVENT_TYPES[type].data, draft.data) : draft.data
+  if (isFields(data) && check.Check(data)) {
+    draft.data = { ...data }
+    return undefined
+  }
   const error = check.Errors(data).First()
   if (error === undefined) return `/data: does not fit the type ${type}`
   const wanted =
@@ -68,16 +89,17 @@ function lowerFirst(text: string): string {
 
 /**
  * Brings a draft into the form that the log stores: canonical names of counts, and the default subject.
+ * @param nullIsAbsent whether a field that the type names, and that is null against its type, is left out
  * @returns what does not fit, as `<JSON pointer>: <what was expected>`; undefined when all does.
  */
-export function fitDraft(draft: DraftEvent): string | undefined {
+export function fitDraft(draft: DraftEvent, nullIsAbsent = false): string | undefined {
   nameCounts(draft)
   draft.subject ??= defaultSubject(draft)
   if (draft.stepId !== undefined && (draft.stepId.length < 1 || draft.stepId.length > MAX_ID_CHARS)) {
     return `/stepId: expected a text of 1 to ${MAX_ID_CHARS} characters`
   }
   return (
-    (isEventType(draft.type) ? dataMisfit(draft.type, draft.data) : typeMisfit(draft.type)) ??
+    (isEventType(draft.type) ? dataMisfit(draft, draft.type, nullIsAbsent) : typeMisfit(draft.type)) ??
     referenceMisfit('subject', draft.subject) ??
     referenceMisfit('parent', draft.parent) ??
     referenceMisfit('actor', draft.actor)

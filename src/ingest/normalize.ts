@@ -68,7 +68,7 @@ export function normalizeItem(format: Format, value: unknown, context: Normalize
   if (result.events.length === 0) result.events.push(unmapped(`The ${format.name} format makes nothing of this event.`))
   let misfits: [Misfit, ...Misfit[]] | undefined
   for (const draft of result.events) {
-    const reason = fitDraft(draft)
+    const reason = fitDraft(draft, format.misfits === 'keep-raw')
     if (reason === undefined) continue
     if (format.misfits === 'reject') return rejected(reason)
     if (misfits === undefined) misfits = [{ draft, reason }]

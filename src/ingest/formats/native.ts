@@ -11,6 +11,7 @@ import { EVENT_ID, type Format, MAX_ID_CHARS, MAX_SOURCE_CHARS, type Rejected } 
 
 /** Many serializers write what is absent as null. */
 const optional = <T extends TSchema>(schema: T, description: string) => Type.Optional(Type.Union([schema, Type.Null()], { description }))
+const orNull = <T extends TSchema>(schema: T) => Type.Optional(Type.Union([schema, Type.Null()]))
 
 const Name = Type.String({ minLength: 1, maxLength: MAX_SOURCE_CHARS })
 const TraceId = Type.String({ minLength: 1, maxLength: MAX_ID_CHARS })
@@ -29,7 +30,7 @@ export const NativeEvent = Type.Object(
       EVENT_ID,
     ),
     source: optional(
-      Type.Union([Name, Type.Object({ name: Type.Optional(Name), eventId: Type.Optional(Type.String({ minLength: 1, maxLength: MAX_ID_CHARS })) })]),
+      Type.Union([Name, Type.Object({ name: orNull(Name), eventId: orNull(Type.String({ minLength: 1, maxLength: MAX_ID_CHARS })) })]),
       `a name of 1 to ${MAX_SOURCE_CHARS} characters, or {name}`,
     ),
     type: Type.String({ description: 'a text, such as step.output' }),
@@ -39,7 +40,7 @@ export const NativeEvent = Type.Object(
     stepId: optional(Type.String(), 'a text'),
     actor: optional(Pointer, POINTER),
     trace: optional(
-      Type.Object({ traceId: TraceId, spanId: Type.Optional(TraceId), parentSpanId: Type.Optional(TraceId) }),
+      Type.Object({ traceId: TraceId, spanId: orNull(TraceId), parentSpanId: orNull(TraceId) }),
       'an object {traceId, spanId?, parentSpanId?} of texts that are not empty',
     ),
     data: optional(AnyObject, 'an object'),
@@ -66,7 +67,7 @@ function referenceOf(reference: { kind: string; id: string } | null | undefined)
   return reference ? { kind: reference.kind, id: reference.id } : undefined
 }
 
-function sourceOf(source: NativeEvent['source']): { name?: string | undefined; eventId?: string | undefined } {
+function sourceOf(source: NativeEvent['source']): { name?: string | null; eventId?: string | null } {
   return typeof source === 'string' ? { name: source } : (source ?? {})
 }
 
@@ -91,7 +92,7 @@ export const native: Format = {
     if (value.actor) draft.actor = referenceOf(value.actor)
     if (trace)
       draft.trace = { traceId: trace.traceId, ...(trace.spanId && { spanId: trace.spanId }), ...(trace.parentSpanId && { parentSpanId: trace.parentSpanId }) }
-    const id = value.id ?? source.eventId
+    const id = value.id ?? source.eventId ?? undefined
     return {
       ok: true,
       ...(id !== undefined && { eventId: String(id) }),

@@ -116,3 +116,26 @@ t.test('a payload in base64 that nests too deep is kept as base64', async (t) =>
   assert.ok(result.ok)
   t.strictSame(result.events[0]?.data.payload, { base64: payload })
 })
+
+t.test('a known field that is null is as good as absent: of an event in native, and in the payload of the others, also within its objects', async (t) => {
+  const native = formatFor(undefined, undefined)
+  const told = { type: 'run.started', trace: { traceId: 't', spanId: null, parentSpanId: null }, source: { name: null, eventId: null } }
+  const started = normalizeItem(native, told, context)
+  t.match(started, { ok: true, sourceName: 'ci-key' })
+  if (started.ok) t.strictSame([started.eventId, started.events[0]?.trace], [undefined, { traceId: 't' }])
+  t.match(normalizeItem(native, { type: 'step.output', data: { text: 'x', stream: null } }, context), { ok: false, detail: /data\/stream/ }, 'data is strict')
+
+  const job = (type: string, payload: object) => {
+    const result = normalizeItem(formatFor(undefined, 'jobs'), { id: '1', type, stepId: 's', payload }, context)
+    return result.ok ? [result.events[0]?.type, result.events[0]?.data] : result
+  }
+  const error = { code: 'X', message: 'm', stack: null }
+  t.strictSame(job('job.failed', { error, retryable: null, other: null }), ['run.failed', { error: { code: 'X', message: 'm' }, other: null }])
+  t.strictSame(
+    job('step.completed', { output: null, durationMs: null, usage: { inputTokens: 3, costUsd: null } }),
+    ['step.completed', { output: null, usage: { inputTokens: 3 } }],
+    'null is a value where any is',
+  )
+  t.match(job('step.output', { text: null }), ['raw.received', { reason: /data\/text/ }])
+  t.match(job('job.failed', { error: [], retryable: null }), ['raw.received', { reason: /data\/error/ }])
+})
