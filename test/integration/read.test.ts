@@ -45,6 +45,7 @@ t.test('pages', async (t) => {
   await t.test('of a run are filtered by type, subject and time', async (t) => {
     t.same(seqs(await get('/runs/paged/events?type=step.started')), [241])
     t.same(seqs(await get('/runs/paged/events?type=step.started,step.failed')), [241, 242])
+    t.same(seqs(await get('/runs/paged/events?type=step.started,%20step.failed')), [241, 242], 'as tags and statuses may be written')
     t.same(seqs(await get('/runs/paged/events?subject=step/build')), [241, 242])
     t.same(seqs(await get('/runs/paged/events?subject=step/build&type=step.failed&afterSeq=100')), [242])
     t.same(seqs(await get('/runs/paged/events?afterTs=2026-11-21T09:00:00Z')), [241, 242])
@@ -125,6 +126,10 @@ t.test('pages', async (t) => {
     }
     t.equal((await all('limit=259')).pages, 1, 'one page that is exactly full is the last')
     t.same((await all('type=step.started&limit=1')).found, ['paged:241', 'later:8'])
+    t.same((await all('runId=paged&afterSeq=247&limit=2')).found, ['paged:248', 'paged:249', 'paged:250'])
+    t.same((await all('afterSeq=0&type=step.started')).found, ['paged:241', 'later:8'])
+    t.match(await get('/events?afterSeq=3'), { status: 400, code: 'VALIDATION_ERROR', detail: /runId/ }, 'rather than the first page again and again')
+    t.match(await get('/events?runId=paged&afterSeq=x'), { status: 400, code: 'CURSOR_INVALID' })
     t.same((await all('runId=later&limit=3')).found, expected.slice(-8))
     t.same((await all('subject=step/build&beforeTs=2026-11-21T09:30:00Z')).found, ['paged:241', 'later:8'])
   })

@@ -100,10 +100,18 @@ export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypeb
         },
       },
       async (request, reply) => {
-        const { cursor, limit = DEFAULT_PAGE_LIMIT, runId } = request.query
-        const after = cursor === undefined ? undefined : decodeCursor(cursor)
+        const { cursor, limit = DEFAULT_PAGE_LIMIT, runId, afterSeq: seqText } = request.query
         const { workspaceId } = request.access
-        if (runId !== undefined && !(await log.findRun(workspaceId, runId))) throw runNotFound(runId)
+        const afterSeq = seqText === undefined ? 0 : parseSeq('afterSeq', seqText)
+        if (afterSeq > 0 && runId === undefined) {
+          throw new RunplaneError(
+            'VALIDATION_ERROR',
+            'afterSeq is a seq of one run: name it with runId. To page through the events of all runs, send nextCursor as cursor.',
+          )
+        }
+        const run = runId === undefined ? undefined : await log.findRun(workspaceId, runId)
+        if (runId !== undefined && !run) throw runNotFound(runId)
+        const after = cursor !== undefined ? decodeCursor(cursor) : run && { runKey: run.key, seq: afterSeq }
         const page = await log.pageOfWorkspace({ workspaceId, after, runId, filter: filterOf(request.query), limit, maxBytes: PAGE_BYTES })
         return sendText(reply, '{"data":[', page.body ? [page.body] : [], page.next ? `],"nextCursor":"${encodeCursor(page.next)}"}` : ']}')
       },
@@ -126,7 +134,7 @@ function filterOf(query: Pick<EventsQuery, 'type' | 'subject' | 'afterTs' | 'bef
     if (utc === undefined) throw new RunplaneError('VALIDATION_ERROR', `${name} must be an RFC 3339 time, such as 2026-11-21T08:00:00Z.`)
     return utc
   }
-  return { types: query.type?.split(','), subject: query.subject, afterTs: time('afterTs'), beforeTs: time('beforeTs') }
+  return { types: query.type?.split(',').map((type) => type.trim()), subject: query.subject, afterTs: time('afterTs'), beforeTs: time('beforeTs') }
 }
 
 function encodeCursor({ runKey, seq }: { runKey: string; seq: number }): string {

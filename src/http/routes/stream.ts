@@ -120,7 +120,7 @@ function nothingMore(reply: FastifyReply) {
 
 function filterOf(query: Pick<StreamQuery, 'types' | 'subject'>) {
   if (query.types === undefined && query.subject === undefined) return undefined
-  return { types: query.types?.split(','), subject: query.subject }
+  return { types: query.types?.split(',').map((type) => type.trim()), subject: query.subject }
 }
 
 function runIdsOf(list: string): string[] {

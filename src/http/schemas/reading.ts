@@ -73,6 +73,7 @@ export const WorkspaceEventsQuery = Type.Object({
   cursor: Type.Optional(Type.String({ maxLength: 256, description: 'the `nextCursor` of the page before' })),
   limit,
   runId: Type.Optional(Type.String({ pattern: RUN_ID_PATTERN })),
+  afterSeq: Type.Optional(Type.String({ description: 'with runId: the seq of the last event that you have; a cursor is beyond it', examples: ['0', '41'] })),
   ...filters,
 })
 export type WorkspaceEventsQuery = Static<typeof WorkspaceEventsQuery>
