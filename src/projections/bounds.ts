@@ -100,7 +100,7 @@ export function jsonBytes(text: string): number {
 }
 
 /** FNV-1a, 53 bits in two halves: tells long ids apart; nothing depends on it being hard to forge. */
-function fingerprint(text: string): string {
+export function fingerprint(text: string): string {
   let low = 0x811c9dc5
   let high = 0x1000193
   for (let index = 0; index < text.length; index++) {

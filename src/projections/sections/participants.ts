@@ -5,16 +5,20 @@
  */
 import type { CanonicalEvent, EventOf } from '../../domain/canonical-event.js'
 import { isTerminal } from '../../domain/run.js'
-import { clip, clipped, field, idOf, keep, MAX_LABEL_BYTES, textOf } from '../bounds.js'
+import { clip, clipped, field, fingerprint, idOf, keep, MAX_LABEL_BYTES, textOf } from '../bounds.js'
 import { defineSection, present } from '../section.js'
 import { senderOf } from '../sender.js'
 import type { ProgressFold } from './progress.js'
 import type { RunFold } from './run.js'
 
 const MAX_PARTICIPANTS = 300
+/** Those that the list has dropped and that are known again: a run may be created with 1,000, and tell each of them several times. */
+const MAX_GONE = 700
 const MAX_SUMMARY_BYTES = 64
 /** Of one event: how many that it declares or addresses are looked at. */
-const MAX_NAMED = 500
+const MAX_NAMED = 1000
+/** Whose votes make a quorum. */
+const VOTER = 'voter'
 /** Participants whose words are counted. */
 const MAX_TALLIES = 50
 
@@ -42,6 +46,8 @@ export interface Tally {
 
 export interface ParticipantsFold {
   participants: Map<string, Participant>
+  /** Who was dropped, by a hash of its id, and whether it votes (1). */
+  gone: Map<string, 0 | 1>
   tallies: Map<string, Tally>
   total: number
   /** The last message to all, and who sent it. */
@@ -57,9 +63,10 @@ function join(state: ParticipantsFold, id: string, seq: number): Participant {
   const participantId = idOf(id)
   const known = state.participants.get(participantId)
   if (known !== undefined) return known
+  const trace = fingerprint(participantId)
   const participant: Participant = {
     participantId,
-    role: null,
+    role: state.gone.get(trace) === 1 ? VOTER : null,
     latestSummary: null,
     latestActivityAt: null,
     joinedSeq: seq,
@@ -67,8 +74,13 @@ function join(state: ParticipantsFold, id: string, seq: number): Participant {
     waitingSeq: 0,
     events: 0,
   }
-  state.total += 1
-  if (keep(state.participants, participantId, participant, MAX_PARTICIPANTS)) state.dropped += 1
+  if (state.gone.delete(trace)) state.dropped -= 1
+  else state.total += 1
+  const gone = keep(state.participants, participantId, participant, MAX_PARTICIPANTS)
+  if (gone !== undefined) {
+    state.dropped += 1
+    keep(state.gone, fingerprint(gone.participantId), gone.role === VOTER ? 1 : 0, MAX_GONE)
+  }
   return participant
 }
 
@@ -124,7 +136,16 @@ function address(state: ParticipantsFold, event: EventOf<'message.sent' | 'messa
 
 export const participants = defineSection({
   name: 'participants',
-  initial: (): ParticipantsFold => ({ participants: new Map(), tallies: new Map(), total: 0, broadcastSeq: 0, broadcastBy: '', dropped: 0, truncated: 0 }),
+  initial: (): ParticipantsFold => ({
+    participants: new Map(),
+    gone: new Map(),
+    tallies: new Map(),
+    total: 0,
+    broadcastSeq: 0,
+    broadcastBy: '',
+    dropped: 0,
+    truncated: 0,
+  }),
   onEvery(state, event) {
     const sender = senderOf(event)
     if (sender !== undefined) touch(state, sender, event)
@@ -195,6 +216,7 @@ export function statusOf(state: ParticipantsFold, participant: Participant, run:
 /** How many votes make a quorum: the voters, or, where no one has that role, all participants. */
 export function electorate(state: ParticipantsFold): number {
   let voters = 0
-  for (const participant of state.participants.values()) if (participant.role === 'voter') voters += 1
+  for (const participant of state.participants.values()) if (participant.role === VOTER) voters += 1
+  for (const votes of state.gone.values()) voters += votes
   return voters > 0 ? voters : state.total
 }

@@ -221,3 +221,22 @@ t.test('a signal is annotated in place by its acknowledgement', async (t) => {
   t.notOk('acknowledgedAt' in (signals.signals[1] ?? {}))
   t.match(signals, { emitted: 2, acknowledged: 2, unmatched: 1 })
 })
+
+t.test('participants beyond the list are counted once, however often they are told, and vote', async (t) => {
+  for (const role of [undefined, 'voter']) {
+    const log = createLog()
+    const ids = Array.from({ length: 700 }, (_, index) => `agent-${index}`)
+    log.control('run.created', { participants: ids })
+    for (const participantId of ids) log.control('participant.seen', { participantId, ...(role && { role }) })
+    if (role) log.control('participant.seen', { participantId: 'guest' })
+    envelope(log, 'agent-0', 'Vote', {}, ['proposal/p', 'proposal.updated', { proposalId: 'p', vote: 'allow' }])
+    const { participants, graph, policy } = log.view()
+    t.equal(participants.length, 300)
+    t.match(
+      participants.find(({ participantId }) => participantId === 'agent-0'),
+      { role },
+    )
+    t.match(graph, role ? { participants: 701, dropped: 401 } : { participants: 700, dropped: 400 })
+    t.match(policy.voteTally, [{ threshold: 350, quorum: { required: 700, cast: 1 } }])
+  }
+})
