@@ -7,6 +7,8 @@ interface StepCounts {
   failed: number
   skipped: number
   partial: number
+  /** Once something late was told of a step: what the steps came to before. */
+  final: { progress: number | null } | null
 }
 
 export interface ProgressFacts {
@@ -22,11 +24,12 @@ export interface ProgressFacts {
 export function runProgress({ run, progress, steps }: Readonly<ProgressFacts>): number | null {
   if (run.status === 'completed') return 100
   const told = progress.reported?.percentage ?? null
-  return told === null ? progressOfSteps(steps) : Math.round(told)
+  if (told !== null) return Math.round(told)
+  return steps.final === null ? progressOfSteps(steps) : steps.final.progress
 }
 
 /** Steps that are over, whichever way, count as a whole, running ones by their own progress. */
-function progressOfSteps({ total, completed, failed, skipped, partial }: StepCounts): number | null {
+export function progressOfSteps({ total, completed, failed, skipped, partial }: Readonly<Omit<StepCounts, 'final'>>): number | null {
   if (total === 0) return null
   return Math.min(100, Math.max(0, Math.floor(((completed + failed + skipped) * 100 + partial) / total)))
 }

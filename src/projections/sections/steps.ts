@@ -5,6 +5,7 @@
 import type { DataOf, EventOf } from '../../domain/canonical-event.js'
 import { isTerminal, nextAttempt } from '../../domain/run.js'
 import { clip, clipped, idOf, keep, MAX_LABEL_BYTES, MAX_NAME_BYTES, numberOf } from '../bounds.js'
+import { progressOfSteps } from '../derive.js'
 import { failureOf } from '../failure.js'
 import { percentageOf } from '../percentage.js'
 import { defineSection, present } from '../section.js'
@@ -54,6 +55,8 @@ export interface StepsFold {
   partial: number
   /** Running steps that the list has dropped: an end of a step that it does not know is taken to be one of theirs. */
   droppedRunning: number
+  /** What the steps came to at the end of the run, once something late was told of one: the progress of the run stays. */
+  final: { progress: number | null } | null
   outputs: number
   dropped: number
   truncated: number
@@ -67,6 +70,7 @@ function partOf(step: Step): number {
 
 /** The step of an event as one of this attempt. */
 function enter(state: StepsFold, event: StepEvent): Step {
+  if (event.late === true) state.final ??= { progress: progressOfSteps(state) }
   const id = idOf(event.subject.id)
   const known = state.steps.get(id)
   if (known !== undefined && known.attempt === state.attempt) return known
@@ -148,6 +152,7 @@ function beginAttempt(state: StepsFold, event: EventOf<'run.started' | 'run.retr
   state.skipped = 0
   state.partial = 0
   state.droppedRunning = 0
+  state.final = null
 }
 
 export const steps = defineSection({
@@ -163,6 +168,7 @@ export const steps = defineSection({
     skipped: 0,
     partial: 0,
     droppedRunning: 0,
+    final: null,
     outputs: 0,
     dropped: 0,
     truncated: 0,

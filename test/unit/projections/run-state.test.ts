@@ -234,6 +234,27 @@ t.test('progress: a completed run is at 100, a failed one where it was', async (
   t.equal(silent.view().progress.percentage, null)
 })
 
+t.test('progress: what is told late of the steps of a failed run moves it no more, and a next attempt begins anew', async (t) => {
+  const log = createLog()
+  for (const id of ['a', 'b']) log.about(`step/${id}`, 'step.started')
+  log.about('step/a', 'progress.reported', { percentage: 50 })
+  log.add('run.failed', { error: 'boom' })
+  log.about('step/a', 'step.completed', {}, { late: true })
+  log.about('step/c', 'step.started', {}, { late: true })
+  const { run, progress, steps } = log.view()
+  t.strictSame([run.progress, progress.percentage], [25, 25])
+  t.match(steps, { total: 3, completed: 1 }, 'the steps themselves are told')
+  log.control('run.retry_scheduled', { attempt: 2, delayMs: 0 })
+  t.equal(log.view().run.progress, null)
+  log.about('step/a', 'step.started', {}, { attempt: 2 })
+  log.about('step/a', 'step.completed', {}, { attempt: 2 })
+  t.equal(log.view().run.progress, 100)
+  const unknown = createLog()
+  unknown.add('run.cancelled')
+  unknown.about('step/a', 'step.completed', {}, { late: true })
+  t.equal(unknown.view().run.progress, null)
+})
+
 t.test('progress: reports about participants are kept by participant', async (t) => {
   const log = createLog()
   log.about('participant/ann', 'progress.reported', { percentage: 10, message: 'reading' })
