@@ -110,7 +110,7 @@ export async function findReceipts(tx: Queries, requests: readonly AppendRequest
 export async function lockRuns(tx: Queries, runKeys: Iterable<string>, requests: readonly AppendRequest[]): Promise<RunRow[]> {
   return await tx<RunRow[]>`
     select key, id, workspace_id, last_seq, last_raw_seq, pg_current_xact_id()::text as xid,
-      (select exists (select from webhook_endpoints where enabled)) as hooked
+      (select exists (select from webhook_endpoints where enabled)) as hooked, case when status = 'failed' then error end as error
       ${requests.some(needsPlace) ? tx`, ${placeColumns(tx)} as place` : tx``}
     from runs where key = any(${pgArray([...runKeys])}::uuid[]) order by key for update`.execute()
 }
@@ -138,6 +138,7 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
       k: run.row.key,
       f: run.row.last_seq,
       g: run.row.last_raw_seq,
+      b: run.firstStatus,
       ...(run.holder !== undefined && { w: run.holder }),
       ...(run.reservedUntil && { v: run.reservedUntil }),
       n: run.lastSeq,
@@ -161,7 +162,7 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
   const { count } = await tx`
       with u as (
         select * from json_to_recordset(${JSON.stringify(updates)}::text::json)
-          as u(k uuid, f bigint, g bigint, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, w text, v timestamptz
+          as u(k uuid, f bigint, g bigint, b text, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, w text, v timestamptz
             ${moved ? placementColumns(tx) : tx``} ${used ? usageColumns(tx) : tx``})
       ) ${guarded ? guard(tx) : tx``}, raw as (
         insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
@@ -181,9 +182,9 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
   return count === changed.length
 }
 
-/** Locks the rows before anything is inserted, so that two writers cannot wait for each other; a row that has moved on, or that its worker or its reservation has lost, is not among them. */
+/** Locks the rows before anything is inserted, so that two writers cannot wait for each other; a row that has moved on, or has failed for its log, or that its worker or its reservation has lost, is not among them. */
 const guard = (tx: Queries) => tx`, locked as (
-  select r.key from u join runs r on r.key = u.k where r.last_seq = u.f and r.last_raw_seq = u.g
+  select r.key from u join runs r on r.key = u.k where r.last_seq = u.f and r.last_raw_seq = u.g and r.status = u.b
     and (u.w is null or r.worker_id = u.w and (r.lease_expires_at is null or r.lease_expires_at > clock_timestamp()))
     and (u.v is null or r.reserved_until = u.v) order by r.key for update of r
 )`

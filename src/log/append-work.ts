@@ -13,6 +13,7 @@ import { type FoldState, foldEvent } from '../projections/fold.js'
 import { changesUsage } from '../projections/usage.js'
 import type { AppendItem, AppendOutcome, AppendReceipt, AppendRequest, ItemResult, PlacedRun } from './append-request.js'
 import type { CommittedBatch, CommittedEvent } from './committed.js'
+import type { LogCorrupt, RowError } from './corrupt.js'
 import { isSameContent } from './same-content.js'
 
 /** Who the control plane is in `source`. Its events have no raw event: their rawSeq is 0. */
@@ -28,6 +29,8 @@ export interface RunRow {
   xid?: string
   /** There is a webhook endpoint, of whichever workspace. */
   hooked: boolean
+  /** Of a run that has failed. */
+  error?: RowError | null
   /** Only where a request of the group asks for it. */
   place?: PlacedRun
 }
@@ -60,6 +63,8 @@ export interface RunWork {
   firstSeq: number
   lastSeq: number
   lastRawSeq: number
+  /** What the row has to say for the state to be of use. */
+  firstStatus: RunStatus
   status: RunStatus
   placement: Partial<Placement>
   /** The statement is to store nothing unless this worker holds the run. */
@@ -91,6 +96,8 @@ export interface Found {
   receipts: Map<string, ReceiptRow>
   /** Of sources: the instance that reads them. */
   owners: Map<string, string | null>
+  /** Runs of which there is no state. */
+  corrupt?: Map<string, LogCorrupt>
 }
 
 export function noRows(): Rows {
@@ -106,6 +113,7 @@ export function beginWork(row: RunRow, state: FoldState): RunWork {
     firstSeq: lastSeq + 1,
     lastSeq,
     lastRawSeq,
+    firstStatus: state.folds.run.status,
     status: state.folds.run.status,
     placement: row.place ?? UNREAD,
     usageChanged: false,
@@ -125,6 +133,8 @@ export function workOff(requests: readonly AppendRequest[], works: Map<string, R
   const outcomes = requests.map((request): AppendOutcome => {
     const run = works.get(request.runKey)
     if (request.create && !found.created.has(request.runKey)) return { kind: 'taken' }
+    const corrupt = found.corrupt?.get(request.runKey)
+    if (corrupt) return { kind: 'refused', error: corrupt }
     if (!run) return { kind: 'missing' }
     const mark = markOf(run, out)
     try {

@@ -23,8 +23,9 @@ import {
   insertRuns,
   lockRuns,
 } from './append-rows.js'
-import { beginWork, noRows, type Rows, type RunWork, reserve, workOff } from './append-work.js'
+import { beginWork, noRows, type Rows, type RunRow, type RunWork, reserve, workOff } from './append-work.js'
 import type { CommittedBatch } from './committed.js'
+import { assertWhole, failCorrupt, LogCorrupt } from './corrupt.js'
 import { catchUp, type HotState, loadSnapshots } from './states.js'
 
 /** A run that has ended after so few events is not kept in memory: it is folded again in no time, should anybody ask. */
@@ -252,10 +253,34 @@ async function work(connection: Dedicated, requests: readonly AppendRequest[], h
   ])
   await assertNotStored(connection, attempts)
   const works = new Map<string, RunWork>()
+  const corrupt = new Map<string, LogCorrupt>()
+  const failed: CommittedBatch[] = []
   for (const row of rows) {
     const one = hot.get(row.key)
-    if (one) works.set(row.key, beginWork(row, await catchUp(tx, one, row.last_seq)))
+    if (!one) continue
+    try {
+      assertWhole(row.key, row.error)
+      works.set(row.key, beginWork(row, await catchUp(tx, one, row.last_seq)))
+    } catch (error) {
+      if (!(error instanceof LogCorrupt)) throw error
+      corrupt.set(row.key, error)
+      assertHeld(connection)
+      if (await failCorrupt(tx, error)) failed.push(rowAlone(row))
+    }
   }
   const out = { ...noRows(), producers }
-  return { result: workOff(requests, works, { created, known, receipts, owners }, out), works, rows: out, xid: rows[0]?.xid }
+  const result = workOff(requests, works, { created, known, receipts, owners, corrupt }, out)
+  result.committed.push(...failed)
+  return { result, works, rows: out, xid: rows[0]?.xid }
 }
+
+/** A run that has failed without an event. */
+const rowAlone = ({ key, id, workspace_id, last_seq }: RunRow): CommittedBatch => ({
+  runKey: key,
+  runId: id,
+  workspaceId: workspace_id,
+  firstSeq: last_seq + 1,
+  lastSeq: last_seq,
+  events: [],
+  status: 'failed',
+})

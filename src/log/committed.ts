@@ -10,7 +10,7 @@ export interface CommittedEvent {
   json: string
 }
 
-/** The events of one run that one transaction stored: consecutive, in order, durable. */
+/** The events of one run that one transaction stored: consecutive, in order, durable. None where the run has failed for its log (log/corrupt.ts). */
 export interface CommittedBatch {
   runKey: string
   runId: string

@@ -183,6 +183,8 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     }
     // Outside the try: what has been stored must not be stored again.
     deps.onCommitted(result.committed)
+    for (const { runId, runKey, events } of result.committed)
+      if (events.length === 0) log.warn({ runId, runKey }, 'a run has failed, for its log cannot be folded; its error says why')
     // After this turn's promises, by which the next group has been sent: Postgres works on that one while this one is answered.
     process.nextTick(() => {
       result.outcomes.forEach((outcome, index) => {

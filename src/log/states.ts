@@ -10,6 +10,7 @@ import type { Queries } from '../db/client.js'
 import type { CanonicalEvent } from '../domain/canonical-event.js'
 import { RunplaneError } from '../errors.js'
 import { createState, decodeOlderState, decodeState, type FoldState, foldEvent, PROJECTION_SCHEMA_VERSION } from '../projections/fold.js'
+import { LogCorrupt } from './corrupt.js'
 
 /** Rows of one page of a catch-up. */
 const PAGE_ROWS = 1000
@@ -142,7 +143,7 @@ export async function loadSnapshots(sql: Queries, hot: Iterable<HotState>): Prom
     const row = byKey.get(one.runKey)
     const saved = row && decoded(row.state)
     one.state = saved ?? createState()
-    one.savedVersion = saved && row ? row.version : 0
+    one.savedVersion = one.state.version
   }
 }
 
@@ -157,7 +158,12 @@ export async function warm(states: States, runs: readonly { key: string; last_se
       const { log = null, last_seq = 0 } = logs.get(one.runKey) ?? {}
       if (one.state || !log) continue
       const state = createState()
-      for (const event of log) if (event.seq === state.version + 1) foldEvent(state, event)
+      try {
+        for (const event of log) if (event.seq === state.version + 1) foldEvent(state, event)
+      } catch {
+        // The append meets it again, and tells.
+        continue
+      }
       if (state.version === last_seq) one.state = state
     }
   })
@@ -186,16 +192,21 @@ export async function catchUp(sql: Queries, hot: HotState, toSeq: number): Promi
     }
   }
   const state: FoldState = hot.state
+  const from = state.version
   try {
     await foldFromLog(sql, hot.runKey, state, toSeq)
   } catch (error) {
     hot.state = undefined
-    throw error
+    if (!(error instanceof LogCorrupt) || from === 0) throw error
+    // It may be the snapshot that is wrong.
+    hot.state = createState()
+    hot.savedVersion = 0
+    return catchUp(sql, hot, toSeq)
   }
   return state
 }
 
-/** Folds the events after `state.version` up to and with `toSeq` into `state`. @throws CURSOR_INVALID for a seq that retention has not kept. */
+/** Folds the events after `state.version` up to and with `toSeq` into `state`. @throws LogCorrupt, or CURSOR_INVALID for a seq that retention has not kept. */
 export async function foldFromLog(sql: Queries, runKey: string, state: FoldState, toSeq: number): Promise<void> {
   while (state.version < toSeq) await foldPage(sql, runKey, state, toSeq)
   assertReached(state, toSeq)
@@ -214,35 +225,51 @@ export function assertReached(state: FoldState, seq: number): void {
 /**
  * Folds a page of them, each as it comes, so that they are never in memory together and the process has its turns between.
  * Where the next event is not kept any more (retention), `state` becomes the run's base, which may be past `toSeq`: it never folds over a hole.
- * Where it throws, `state` may have folded some of them: drop it.
+ * Where it throws, `state` may have folded some of them: drop it. @throws LogCorrupt for an event that is none, or is not there.
  */
 export async function foldPage(sql: Queries, runKey: string, state: FoldState, toSeq: number): Promise<{ events: number; bytes: number }> {
   const page = { events: 0, bytes: 0 }
   let isHole = false
+  let fault: LogCorrupt | undefined
   await sql`
     select event from run_events_canonical
     where run_key = ${runKey} and seq > ${state.version} and seq <= ${toSeq} order by seq limit ${PAGE_ROWS}`
     .raw()
     .forEach(([event]) => {
-      if (!event || isHole) return
-      const next = JSON.parse(event.toString()) as CanonicalEvent
-      isHole = next.seq !== state.version + 1
-      if (isHole) return
-      foldEvent(state, next)
+      if (!event || isHole || fault) return
+      try {
+        const next = JSON.parse(event.toString()) as CanonicalEvent
+        isHole = next.seq !== state.version + 1
+        if (isHole) return
+        foldEvent(state, next)
+      } catch (error) {
+        fault = corrupt(runKey, state, `cannot be folded (${error instanceof Error ? error.message : error})`, error)
+        return
+      }
       page.events++
       page.bytes += event.length
     })
+  if (fault) throw fault
   if (page.events === 0 && state.version < toSeq) await adoptBase(sql, runKey, state)
   return page
 }
 
-/** Makes `state` what it was before the first event that retention has kept. @throws RUN_NOT_FOUND for a run that has been deleted meanwhile. */
+const corrupt = (runKey: string, { version }: FoldState, fault: string, cause?: unknown) =>
+  new LogCorrupt(runKey, version + 1, `The log of the run is corrupt: event ${version + 1} ${fault}.`, cause)
+
+/** Makes `state` what it was before the first event that retention has kept. @throws LogCorrupt, or RUN_NOT_FOUND for a run that has been deleted meanwhile. */
 async function adoptBase(sql: Queries, runKey: string, state: FoldState): Promise<void> {
-  const [row] = await sql<{ seq: number | null; schema_version: number; state: string }[]>`
-    select b.seq, b.schema_version, b.state::text as state from runs r left join run_bases b on b.run_key = r.key where r.key = ${runKey}`
+  const [row] = await sql<{ seq: number | null; schema_version: number; state: string; is_there: boolean }[]>`
+    select b.seq, b.schema_version, b.state::text as state,
+      exists (select from run_events_canonical where run_key = r.key and seq = ${state.version + 1}) as is_there
+    from runs r left join run_bases b on b.run_key = r.key where r.key = ${runKey}`
   if (!row) throw new RunplaneError('RUN_NOT_FOUND', 'The run has been deleted.')
-  if (row.seq === null || row.seq <= state.version) throw new Error(`the log of run ${runKey} has a hole after seq ${state.version}`)
-  Object.assign(state, row.schema_version === PROJECTION_SCHEMA_VERSION ? decodeState(row.state) : decodeOlderState(row.state))
+  if (row.seq === null || row.seq <= state.version) throw corrupt(runKey, state, row.is_there ? 'is not the one that its row says' : 'is missing')
+  try {
+    Object.assign(state, row.schema_version === PROJECTION_SCHEMA_VERSION ? decodeState(row.state) : decodeOlderState(row.state))
+  } catch (error) {
+    throw corrupt(runKey, state, 'was deleted by retention, and the state that was kept for it cannot be read', error)
+  }
 }
 
 /** A Postgres array literal of texts: parameters are passed as text (see db/client.ts). */

@@ -88,6 +88,7 @@ export function encodeState(state: FoldState): string {
  */
 export function decodeState(text: string): FoldState {
   const snapshot: { version: number; folds: Record<string, Record<string, unknown>> } = JSON.parse(text)
+  if (!Number.isInteger(snapshot.version)) throw new TypeError('The snapshot has no version.')
   const state = createState()
   state.version = snapshot.version
   for (const name of NAMES) {

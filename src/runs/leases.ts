@@ -134,11 +134,10 @@ export function createLeases({ sql, log, defaults, checkMs, logger, onArrived }:
   }
 
   async function expireOne(run: { key: string; id: string }): Promise<void> {
-    const outcome = await log.decide(run.key, (state, place) => {
+    await log.decide(run.key, (state, place) => {
       const { status, attempt } = state.folds.run
       return decideExpiry({ jitter: Math.random() }, { runId: run.id, status, attempt }, place, place.now, defaults)
     })
-    if (outcome.kind === 'refused') throw outcome.error
   }
 
   async function rounds(): Promise<void> {
