@@ -2,9 +2,10 @@
  * Runs whose log cannot be folded (docs/adr/0011). The log is evidence and stays as it is: it is the run's row that fails, with a `seq` in its error,
  * which no failure that an event tells has. From then on the run takes nothing more, until a rebuild gets to the head of its log.
  */
-import type { Queries } from '../db/client.js'
-import { TERMINAL_STATUSES } from '../domain/run.js'
+import type { Queries, Sql } from '../db/client.js'
+import { isTerminal, TERMINAL_STATUSES } from '../domain/run.js'
 import { RunplaneError } from '../errors.js'
+import { type FoldState, summary } from '../projections/fold.js'
 
 const ADVICE = 'What is there can still be read and exported. Once it has been repaired, POST /runs/:id/projection/rebuild.'
 
@@ -45,4 +46,26 @@ export async function failCorrupt(tx: Queries, { runKey, seq, reason }: LogCorru
     )
     select from failed`
   return failed.count > 0
+}
+
+/**
+ * Sets the row of a run that has failed so as its log has it, now that this can be folded: the run goes on as after a crash. A worker that held it has lost its
+ * lease, and its source is read on from the cursor. The caller holds the lock of the run.
+ */
+export async function restoreRow(sql: Sql, runKey: string, state: FoldState): Promise<void> {
+  const [row] = await sql<{ error: RowError; text: string }[]>`select error, error::text as text from runs where key = ${runKey} and status = 'failed'`
+  if (row?.error.seq === undefined) return
+  const { status, progress, attempt, error, startedAt, endedAt } = summary(state)
+  const { workerId, leaseExpiresAt } = state.folds.run
+  const wasHeld = leaseExpiresAt !== null && !isTerminal(status)
+  await sql`
+    with restored as (
+      update runs set status = ${status}, progress = ${progress}, attempt = ${attempt}, error = ${error && JSON.stringify(error)}::text::json,
+        started_at = ${startedAt}::text::timestamptz, ended_at = ${endedAt}::text::timestamptz, updated_at = greatest(clock_timestamp(), updated_at),
+        worker_id = case when ${wasHeld} and queue is not null then ${workerId} end,
+        lease_expires_at = case when ${wasHeld && status !== 'suspended'} and queue is not null then clock_timestamp() end
+      where key = ${runKey} and last_seq = ${state.version} and error::text = ${row.text} returning key
+    )
+    update run_sources s set status = ${isTerminal(status) ? 'ended' : 'waiting'}, failures = 0, error = null, next_at = clock_timestamp()
+    from restored where s.run_key = restored.key`
 }

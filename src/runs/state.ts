@@ -2,6 +2,7 @@
 import type { Sql } from '../db/client.js'
 import { RunplaneError, runNotFound } from '../errors.js'
 import type { Mask } from '../ingest/mask.js'
+import { restoreRow } from '../log/corrupt.js'
 import { catchUp, type HotState, loadSnapshots, type States } from '../log/states.js'
 import { decodeState, encodeState, type FoldState, PROJECTION_SCHEMA_VERSION, viewState } from '../projections/fold.js'
 import type { Checkpoints } from './checkpoints.js'
@@ -21,7 +22,7 @@ export interface RunStates {
   at<T>(run: { key: string; id: string }, seq: number | undefined, use: (state: FoldState) => T): Promise<T>
   /** The state as the caller's own, to keep or to fold on. */
   fold(run: { key: string; id: string }, seq?: number): Promise<FoldState>
-  /** Forgets what is cached of the run, folds its log anew and saves that. */
+  /** Forgets what is cached of the run, folds its log anew and saves that. A run that had failed for its log goes on, where it can be folded now. */
   rebuild(run: { key: string; id: string }): Promise<StateAnswer>
 }
 
@@ -82,6 +83,7 @@ export function createRunStates({ sql, states, checkpoints, mask }: RunStatesDep
         hot.savedVersion = 0
         const state = await checkpoints.stateAt(run.key, await headOf(run))
         hot.state = state
+        await restoreRow(sql, run.key, state)
         await saveSnapshot(sql, hot)
         return answer(state)
       })

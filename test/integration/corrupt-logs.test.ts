@@ -96,6 +96,7 @@ for (const [kind, make] of [
           await client.append('leased', { type: 'run.started' }),
           await client.get('/runs/leased/state'),
           await client.post('/runs/leased/retry', {}),
+          await client.post('/runs/leased/projection/rebuild'),
         ]) {
           t.match(JSON.parse(answer.text) as Problem, { status: 409, code: 'INVALID_STATE_TRANSITION', detail: /event 2 is not the one.*rebuild/ })
         }
@@ -122,6 +123,16 @@ for (const [kind, make] of [
       })
       for (const [id, log] of logs) if (id !== 'cancelling') t.same(await logOf(database, id), log, `the log of ${id} is as it was`)
 
+      await t.test('and goes on once the log has been repaired', async (t) => {
+        const whole = (await logOf(database, 'leased-good'))[1] as { event: string }
+        await corrupt(database, 'leased', 2, whole.event.replaceAll('leased-good', 'leased'))
+        t.match((await client.post('/runs/leased/projection/rebuild')).body, { version: 3, state: { run: { status: 'starting' } } })
+        await eventually('its lease is found to be lost', async () => ((await run('leased')).status === 'queued' ? true : undefined))
+        t.match(await run('leased'), { error: null, attempt: 2, lastSeq: 4, endedAt: null })
+        await corrupt(database, 'attached', 2, (await sql`select event::text from run_events_canonical where seq = 1`)[0]?.event.replace('"seq":1', '"seq":2'))
+        t.equal((await client.post('/runs/attached/projection/rebuild')).status, 200)
+        await eventually('its source is read again', async () => ((await run('attached')).lastSeq > 4 ? true : undefined))
+      })
       await app.close()
     })
 
