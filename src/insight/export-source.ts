@@ -7,6 +7,7 @@ import type { Sql } from '../db/client.js'
 import type { CanonicalEvent } from '../domain/canonical-event.js'
 import { RunplaneError, runNotFound } from '../errors.js'
 import type { Mask } from '../ingest/mask.js'
+import { LogCorrupt } from '../log/corrupt.js'
 import type { Lines, LogReader } from '../log/read.js'
 import { PROJECTION_SCHEMA_VERSION, viewState } from '../projections/fold.js'
 import type { LlmFold } from '../projections/sections/llm.js'
@@ -90,14 +91,20 @@ const TRIES = 3
 export type ExportSource = ReturnType<typeof createExportSource>
 
 export function createExportSource({ sql, reader, runStates, prices, mask, artifacts, redactorFor }: ExportSourceDeps) {
-  /** The run's row and the fold of its log at the same seq. */
+  /** The run's row and the fold of its log at the same seq; of a log that is corrupt, as far as it can be folded. */
   async function atHead(workspaceId: string, runId: string) {
     for (let attempt = 1; ; attempt++) {
       const [row] = await sql<(RunTableRow & { first_raw_seq: number })[]>`
         select ${recordColumns(sql)}, first_raw_seq from runs where workspace_id = ${workspaceId} and id = ${runId}`
       if (!row) throw runNotFound(runId)
-      const fold = await runStates.fold({ key: row.key, id: runId }, attempt < TRIES ? undefined : row.last_seq)
-      if (fold.version === row.last_seq) return { row, fold }
+      const run = { key: row.key, id: runId }
+      try {
+        const fold = await runStates.fold(run, attempt < TRIES ? undefined : row.last_seq)
+        if (fold.version === row.last_seq) return { row, fold }
+      } catch (error) {
+        if (!(error instanceof LogCorrupt)) throw error
+        return { row, fold: await runStates.fold(run, error.seq - 1) }
+      }
     }
   }
 
@@ -167,7 +174,8 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
       const { fromSeq = 1, limit } = options
       if (fromSeq > headSeq + 1) throw new RunplaneError('CURSOR_INVALID', `The run's head is ${headSeq}; fromSeq ${fromSeq} is beyond it.`)
       const from = Math.max(fromSeq, firstSeq)
-      const to = Math.min(headSeq, limit === undefined ? headSeq : from + limit - 1)
+      const readableSeq = fold.version
+      const to = Math.min(readableSeq, limit === undefined ? headSeq : from + limit - 1)
       const raw = options.raw && !redactor ? await rawRange(row, from, to, headSeq) : undefined
       const state = viewState(fold, mask.text)
       const stored = options.artifacts && !redactor ? await artifacts.list(row.key) : []
@@ -185,9 +193,9 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
         canonical: options.canonical ? { from, to, head: headSeq } : undefined,
         raw,
         artifacts: stored,
-        omissions: omissionsOf(options, { from, to, headSeq, firstSeq, raw, firstRawSeq: row.first_raw_seq }),
+        omissions: omissionsOf(options, { from, to, headSeq, readableSeq, firstSeq, raw, firstRawSeq: row.first_raw_seq }),
         complete: options.canonical && from === 1 && to === headSeq,
-        nextSeq: to < headSeq ? to + 1 : undefined,
+        nextSeq: to < readableSeq ? to + 1 : undefined,
         redactor,
       }
     },
@@ -246,20 +254,22 @@ interface Bounds {
   from: number
   to: number
   headSeq: number
+  readableSeq: number
   firstSeq: number
   firstRawSeq: number
   raw: EventRange | undefined
 }
 
 /** What of the run is not in the bundle, and why. */
-function omissionsOf(options: ExportOptions, { from, to, headSeq, firstSeq, firstRawSeq, raw }: Bounds): Omission[] {
+function omissionsOf(options: ExportOptions, { from, to, headSeq, readableSeq, firstSeq, firstRawSeq, raw }: Bounds): Omission[] {
   const omissions: Omission[] = []
   const what = 'canonical_events'
   if (!options.canonical) omissions.push({ what, reason: 'not asked for', fromSeq: 1, toSeq: headSeq })
   else {
     if (firstSeq > 1) omissions.push({ what, reason: NO_LONGER_KEPT, fromSeq: 1, toSeq: firstSeq - 1 })
     if (from > firstSeq) omissions.push({ what, reason: 'before fromSeq', fromSeq: firstSeq, toSeq: from - 1 })
-    if (to < headSeq) omissions.push({ what, reason: 'beyond the limit', fromSeq: to + 1, toSeq: headSeq })
+    if (to < readableSeq) omissions.push({ what, reason: 'beyond the limit', fromSeq: to + 1, toSeq: readableSeq })
+    if (readableSeq < headSeq) omissions.push({ what, reason: 'the log is corrupt', fromSeq: readableSeq + 1, toSeq: headSeq })
   }
   const redacted = options.profile !== 'full'
   if (!options.raw || redacted) omissions.push({ what: 'raw_events', reason: redacted ? 'redacted' : 'not asked for' })

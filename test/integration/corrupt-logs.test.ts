@@ -1,7 +1,7 @@
 /** A run whose log cannot be folded fails with the reason, whoever meets it, once; it holds up no other, and nothing of its log is changed. */
 import t from 'tap'
 import type { Database } from '../../src/db/client.js'
-import { listening } from '../support/bundles.js'
+import { exportOf, listening, scanned, temporaryFolder } from '../support/bundles.js'
 import { serverDatabase, testDatabase } from '../support/database.js'
 import { eventually, type Problem, type RunRecord } from '../support/http.js'
 import { logInstance, output, receiptOf, request } from '../support/log.js'
@@ -115,6 +115,19 @@ for (const [kind, make] of [
           ['canonical_event', 'canonical_event', 'caught_up', 'end'],
         )
         t.match((await client.get<object>('/runs/attached/raw')).body, { data: [{ rawSeq: 1 }] })
+        const parts = await scanned(await temporaryFolder(t), await exportOf(url, 'starting', '?format=ndjson'))
+        t.match(
+          Array.isArray(parts) && parts.find((part) => part.kind === 'manifest'),
+          {
+            manifest: {
+              complete: false,
+              headSeq: 3,
+              ranges: { canonical: { fromSeq: 1, toSeq: 2 } },
+              omissions: [{ reason: 'the log is corrupt', fromSeq: 3, toSeq: 3 }],
+            },
+          },
+          'an export ends before the fault, and can be verified',
+        )
       })
 
       await t.test('and it can be deleted', async (t) => {
