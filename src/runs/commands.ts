@@ -18,6 +18,7 @@ import {
 import { isTerminal, type RunStatus } from '../domain/run.js'
 import type { CreateRun, RunDescriptor, RunPlan } from '../domain/run-request.js'
 import { RunplaneError, runNotFound } from '../errors.js'
+import { LogCorrupt } from '../log/corrupt.js'
 import type { GroupCommit } from '../log/group-commit.js'
 import type { RunKeys } from '../log/run-keys.js'
 import type { FoldState } from '../projections/fold.js'
@@ -124,7 +125,10 @@ export function createCommands(deps: { sql: Sql; log: GroupCommit; runKeys: RunK
         folds.run.links.has(made.runId)
           ? []
           : [{ type: 'run.linked', ts: place.now, data: { childRunId: made.runId, relation: 'retry', ...(reason && { reason }), ...(by && { by }) } }],
-      )
+      ).catch((error: unknown) => {
+        // Of a log that is corrupt one way has to do.
+        if (!(error instanceof LogCorrupt)) throw error
+      })
       return made
     },
 

@@ -130,7 +130,9 @@ for (const [kind, make] of [
         )
       })
 
-      await t.test('and it can be deleted', async (t) => {
+      await t.test('and it can be made anew, or deleted', async (t) => {
+        const anew = await client.post<RunRecord>('/runs/cancelling/retry', { as: 'new' })
+        t.match(anew.body, { parentRunId: 'cancelling', status: 'queued' }, anew.text)
         t.equal((await client.send('DELETE', '/runs/cancelling')).status, 204)
         t.equal((await client.get('/runs/cancelling')).status, 404)
       })
