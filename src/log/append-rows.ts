@@ -182,7 +182,10 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
   return count === changed.length
 }
 
-/** Locks the rows before anything is inserted, so that two writers cannot wait for each other; a row that has moved on, or has failed for its log, or that its worker or its reservation has lost, is not among them. */
+/**
+ * Locks the rows before anything is inserted, so that two writers cannot wait for each other; a row that has moved on, or has failed for its log, or that its
+ * worker or its reservation has lost, is not among them.
+ */
 const guard = (tx: Queries) => tx`, locked as (
   select r.key from u join runs r on r.key = u.k where r.last_seq = u.f and r.last_raw_seq = u.g and r.status = u.b
     and (u.w is null or r.worker_id = u.w and (r.lease_expires_at is null or r.lease_expires_at > clock_timestamp()))
