@@ -177,6 +177,17 @@ for (const [kind, make] of [
       for (const { log } of [first, second]) await log.close()
     })
 
+    await t.test('ends the streams of its run, on every instance', async (t) => {
+      const [reads, meets] = [await listening(t, database, ENV), await listening(t, database, ENV)]
+      const { runId } = await reads.client.createRun()
+      const streams = [await openStream(`${reads.url}/runs/${runId}/stream`), await openStream(`${meets.url}/runs/${runId}/stream`)]
+      for (const stream of streams) await stream.until(({ event }) => event === 'caught_up')
+      await corrupt(database, runId, 1, '[]')
+      t.equal((await meets.client.append(runId, { type: 'run.started' })).status, 409)
+      for (const stream of streams) t.match((await stream.until(({ event }) => event === 'end')).data, /"status":"failed"/)
+      for (const { app } of [reads, meets]) await app.close()
+    })
+
     await t.test('is left as it has ended', async (t) => {
       const first = logInstance(database)
       const { key, id } = await first.createRun()
