@@ -27,6 +27,8 @@ export interface Placement {
 export const isActive = (place: Pick<Placement, 'leaseExpiresAt'>, now: string): boolean => place.leaseExpiresAt !== null && place.leaseExpiresAt > now
 
 const FREE = { workerId: null, leaseExpiresAt: null, leaseRemainingMs: null, leaseLengthMs: null }
+/** Of a run of which nothing has been told. */
+export const UNPLACED: Placement = { ...FREE, queue: null, priority: 0, availableAt: null, ttlExpiresAt: null, ttlRemainingMs: null, cancelRequestedAt: null }
 const text = (value: unknown): string | null => (typeof value === 'string' ? value : null)
 const count = (value: unknown): number | null => (typeof value === 'number' ? value : null)
 /** A time that lies ahead of the event; one that has passed is none. */

@@ -53,7 +53,7 @@ export const CreateRun = Type.Object(
 export type CreateRun = Static<typeof CreateRun>
 
 /**
- * The macp RunDescriptor, as far as it is read; what else is in it is kept with the run. It names its runtime, mode and participants, without which
+ * The macp RunDescriptor, as far as it is read; what else is in it is kept with the run. The session names its mode and participants, without which
  * macp-control-plane refuses it as well; versions and a time it may leave out here, where nothing depends on them.
  */
 export const RunDescriptor = Type.Object(

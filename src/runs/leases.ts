@@ -9,6 +9,7 @@
 import type { BaseLogger } from 'pino'
 import type { Sql } from '../db/client.js'
 import { utcColumn } from '../db/utc.js'
+import { UNPLACED } from '../domain/placement.js'
 import { assertHolder, decideExpiry, decideRelease, type LeaseDefaults } from '../domain/queue.js'
 import type { RunStatus } from '../domain/run.js'
 import { RunplaneError, runNotFound } from '../errors.js'
@@ -175,7 +176,7 @@ export function createLeases({ sql, log, defaults, checkMs, logger, onArrived }:
         select status, attempt, worker_id from runs where workspace_id = ${workspaceId} and id = ${runId}`
       if (!row) throw runNotFound(runId)
       // Whatever the row says now, the lease was not there when it was to be moved on.
-      assertHolder(workerId, { runId, ...row }, { ...NOTHING_HELD, workerId: row.worker_id }, new Date().toISOString())
+      assertHolder(workerId, { runId, ...row }, { ...UNPLACED, workerId: row.worker_id }, new Date().toISOString())
       throw new RunplaneError('LEASE_LOST', `Worker '${workerId}' does not hold run '${runId}': stop working on it, and claim again.`)
     },
 
@@ -207,16 +208,4 @@ export function createLeases({ sql, log, defaults, checkMs, logger, onArrived }:
       await dueRound
     },
   }
-}
-
-const NOTHING_HELD = {
-  queue: null,
-  priority: 0,
-  availableAt: null,
-  leaseExpiresAt: null,
-  leaseRemainingMs: null,
-  leaseLengthMs: null,
-  ttlExpiresAt: null,
-  ttlRemainingMs: null,
-  cancelRequestedAt: null,
 }

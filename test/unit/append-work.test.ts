@@ -1,6 +1,7 @@
 /** Requests of one group are decided one on what the other has left, though none of it is in the database yet. */
 import t from 'tap'
 import { decideCancel } from '../../src/domain/command.js'
+import { UNPLACED } from '../../src/domain/placement.js'
 import { decideClaim, decideRelease } from '../../src/domain/queue.js'
 import type { AppendRequest, PlacedRun } from '../../src/log/append-request.js'
 import { beginWork, noRows, workOff } from '../../src/log/append-work.js'
@@ -9,22 +10,7 @@ import { commanded } from '../../src/runs/commands.js'
 
 const KEY = '01890000-0000-7000-8000-000000000001'
 const NOW = '2026-11-28T12:00:00.000Z'
-const WAITING: PlacedRun = {
-  queue: 'q',
-  priority: 0,
-  availableAt: null,
-  workerId: null,
-  leaseExpiresAt: null,
-  leaseRemainingMs: null,
-  leaseLengthMs: null,
-  ttlExpiresAt: null,
-  ttlRemainingMs: null,
-  cancelRequestedAt: null,
-  reservedUntil: NOW,
-  maxAttempts: null,
-  leaseMs: null,
-  now: NOW,
-}
+const WAITING: PlacedRun = { ...UNPLACED, queue: 'q', reservedUntil: NOW, maxAttempts: null, leaseMs: null, now: NOW }
 
 type Decide = NonNullable<AppendRequest['decide']>
 const run = { runId: 'r', attempt: 1 }

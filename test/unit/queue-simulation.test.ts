@@ -10,7 +10,7 @@
 import t from 'tap'
 import type { CanonicalEvent, DraftEvent } from '../../src/domain/canonical-event.js'
 import { type CommandedPlace, type CommandedRun, decideCancel, decideForcedCancel, decideResume, decideSuspend } from '../../src/domain/command.js'
-import { type Placement, placementAfter } from '../../src/domain/placement.js'
+import { type Placement, placementAfter, UNPLACED } from '../../src/domain/placement.js'
 import { assertHolder, backoffMs, decideClaim, decideExpiry, decideHeartbeat, decideRelease, type FoldedRun } from '../../src/domain/queue.js'
 import { isTerminal, nextAttempt, nextStatus, type RunStatus } from '../../src/domain/run.js'
 import { RunplaneError } from '../../src/errors.js'
@@ -107,18 +107,7 @@ class World {
       id: `run-${this.rows.length}`,
       status: 'queued',
       attempt: 1,
-      place: {
-        queue: null,
-        priority: 0,
-        availableAt: null,
-        workerId: null,
-        leaseExpiresAt: null,
-        leaseRemainingMs: null,
-        leaseLengthMs: null,
-        ttlExpiresAt: null,
-        ttlRemainingMs: null,
-        cancelRequestedAt: null,
-      },
+      place: UNPLACED,
       reservedUntil: null,
       wasSuspended: false,
       ends: 0,

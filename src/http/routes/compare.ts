@@ -6,6 +6,7 @@ import { RunplaneError } from '../../errors.js'
 import { COMPARE_SECTIONS, type CompareSection, Comparison, ComparisonMatrix } from '../../insight/compare/answer.js'
 import type { Comparer, SideRequest } from '../../insight/compare/comparer.js'
 import { goneSignal } from '../gone.js'
+import { partsOf } from '../parts.js'
 import { CompareBody, CompareQuery, type SideBody } from '../schemas/compare.js'
 import { reference } from '../schemas/reference.js'
 
@@ -94,10 +95,7 @@ function chosen(name: 'left' | 'right', side: SideBody | undefined, runId: strin
 }
 
 function listOf(text: string | undefined): string[] | undefined {
-  return text
-    ?.split(',')
-    .map((part) => part.trim())
-    .filter((part) => part !== '')
+  return text === undefined ? undefined : partsOf(text).filter((part) => part !== '')
 }
 
 function sectionOf(name: string): CompareSection {

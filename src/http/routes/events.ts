@@ -8,6 +8,7 @@ import { toUtc } from '../../domain/time.js'
 import { RunplaneError, runNotFound } from '../../errors.js'
 import type { LogReader, PageRequest } from '../../log/read.js'
 import { parseSeq } from '../../tail/cursor.js'
+import { partsOf } from '../parts.js'
 import {
   DEFAULT_PAGE_LIMIT,
   EventsPage,
@@ -134,7 +135,7 @@ function filterOf(query: Pick<EventsQuery, 'type' | 'subject' | 'afterTs' | 'bef
     if (utc === undefined) throw new RunplaneError('VALIDATION_ERROR', `${name} must be an RFC 3339 time, such as 2026-11-21T08:00:00Z.`)
     return utc
   }
-  return { types: query.type?.split(',').map((type) => type.trim()), subject: query.subject, afterTs: time('afterTs'), beforeTs: time('beforeTs') }
+  return { types: query.type === undefined ? undefined : partsOf(query.type), subject: query.subject, afterTs: time('afterTs'), beforeTs: time('beforeTs') }
 }
 
 function encodeCursor({ runKey, seq }: { runKey: string; seq: number }): string {

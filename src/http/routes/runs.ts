@@ -11,6 +11,7 @@ import { listRuns } from '../../runs/list.js'
 import { getRun, RunRecord } from '../../runs/record.js'
 import type { RunStates, StateAnswer } from '../../runs/state.js'
 import { isKnown } from '../etag.js'
+import { partsOf } from '../parts.js'
 import { checkRun, planRun } from '../run-plan.js'
 import { reference } from '../schemas/reference.js'
 import { KeyHeader, ListRunsQuery, RunParams, StateQuery } from '../schemas/run.js'
@@ -199,11 +200,8 @@ export function stateText(runId: string, { version, schemaVersion, stateJson }: 
 }
 
 export function listOf(text: string | undefined): string[] | undefined {
-  const values = text
-    ?.split(',')
-    .map((value) => value.trim())
-    .filter((value) => value !== '')
-  return values && values.length > 0 ? values : undefined
+  const values = partsOf(text ?? '').filter((value) => value !== '')
+  return values.length > 0 ? values : undefined
 }
 
 export function statuses(text: string | undefined): RunStatus[] | undefined {

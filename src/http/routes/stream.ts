@@ -13,6 +13,7 @@ import type { LogReader, RunHead } from '../../log/read.js'
 import { cursorBeyondHead, parseCompoundCursor, parseCursor } from '../../tail/cursor.js'
 import type { Hub } from '../../tail/hub.js'
 import { type EventStreamOptions, openEventStream, STREAM_HEADERS } from '../../tail/sse.js'
+import { partsOf } from '../parts.js'
 import { EventStreamAnswer, ManyStreamQuery, RunParams, StreamHeaders, StreamQuery } from '../schemas/reading.js'
 
 /** The state as readers see it, with the seq that it has folded. */
@@ -120,7 +121,7 @@ function nothingMore(reply: FastifyReply) {
 
 function filterOf(query: Pick<StreamQuery, 'types' | 'subject'>) {
   if (query.types === undefined && query.subject === undefined) return undefined
-  return { types: query.types?.split(',').map((type) => type.trim()), subject: query.subject }
+  return { types: query.types === undefined ? undefined : partsOf(query.types), subject: query.subject }
 }
 
 function runIdsOf(list: string): string[] {

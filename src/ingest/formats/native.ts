@@ -10,8 +10,8 @@ import { toUtc } from '../../domain/time.js'
 import { EVENT_ID, type Format, MAX_ID_CHARS, MAX_SOURCE_CHARS, type Rejected } from '../format.js'
 
 /** Many serializers write what is absent as null. */
-const optional = <T extends TSchema>(schema: T, description: string) => Type.Optional(Type.Union([schema, Type.Null()], { description }))
-const orNull = <T extends TSchema>(schema: T) => Type.Optional(Type.Union([schema, Type.Null()]))
+const optional = <T extends TSchema>(schema: T, description?: string) =>
+  Type.Optional(Type.Union([schema, Type.Null()], description === undefined ? {} : { description }))
 
 const Name = Type.String({ minLength: 1, maxLength: MAX_SOURCE_CHARS })
 const TraceId = Type.String({ minLength: 1, maxLength: MAX_ID_CHARS })
@@ -30,7 +30,7 @@ export const NativeEvent = Type.Object(
       EVENT_ID,
     ),
     source: optional(
-      Type.Union([Name, Type.Object({ name: orNull(Name), eventId: orNull(Type.String({ minLength: 1, maxLength: MAX_ID_CHARS })) })]),
+      Type.Union([Name, Type.Object({ name: optional(Name), eventId: optional(Type.String({ minLength: 1, maxLength: MAX_ID_CHARS })) })]),
       `a name of 1 to ${MAX_SOURCE_CHARS} characters, or {name}`,
     ),
     type: Type.String({ description: 'a text, such as step.output' }),
@@ -40,7 +40,7 @@ export const NativeEvent = Type.Object(
     stepId: optional(Type.String(), 'a text'),
     actor: optional(Pointer, POINTER),
     trace: optional(
-      Type.Object({ traceId: TraceId, spanId: orNull(TraceId), parentSpanId: orNull(TraceId) }),
+      Type.Object({ traceId: TraceId, spanId: optional(TraceId), parentSpanId: optional(TraceId) }),
       'an object {traceId, spanId?, parentSpanId?} of texts that are not empty',
     ),
     data: optional(AnyObject, 'an object'),
