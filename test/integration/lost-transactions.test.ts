@@ -1,6 +1,8 @@
 /** What is left of a connection that is lost in a transaction. */
+import { inspect } from 'node:util'
 import { test } from 'tap'
 import { openDatabase } from '../../src/db/client.js'
+import { isConnectionError } from '../../src/db/retry.js'
 import { silent, testDatabase } from '../support/database.js'
 import { databaseProxy } from '../support/database-proxy.js'
 
@@ -20,10 +22,8 @@ for (const sslmode of ['disable', 'require']) {
         running = row.count
       }
       proxy.cut()
-      t.match(await ended, [
-        { status: 'rejected', reason: { code: 'CONNECTION_CLOSED' } },
-        { status: 'rejected', reason: { code: 'CONNECTION_CLOSED' } },
-      ])
+      // By an orderly end or by a reset: what the network makes of it depends on what was still under way.
+      for (const outcome of await ended) t.ok(outcome.status === 'rejected' && isConnectionError(outcome.reason), inspect(outcome))
       t.equal((await Promise.all([1, 2, 3, 4].map(() => sql`select 1`))).length, 4)
       await direct.sql`select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and query = 'select pg_sleep(60)'`
     }
