@@ -1,10 +1,12 @@
 /** Workspaces: every row belongs to one. The default one exists from the first migration on; others are made with their first key. */
+
 import { eq } from 'drizzle-orm'
 import type { Database } from '../db/client.js'
 import { workspaces } from '../db/schema.js'
 import { uuidv7 } from '../domain/ids.js'
+import { pattern } from '../domain/pattern.js'
 
-export const WORKSPACE_NAME_PATTERN = '^[a-z0-9][a-z0-9-]{0,62}$'
+export const WORKSPACE_NAME_PATTERN = pattern('^[a-z0-9][a-z0-9-]{0,62}$', '1 to 63 lower-case letters, digits and hyphens, of which the first is none')
 
 export interface Workspace {
   id: string

@@ -1,5 +1,7 @@
 /** Identifiers. UUIDv7 (RFC 9562, section 5.7): time-ordered, so that rows of one time lie together. */
+
 import { randomFillSync } from 'node:crypto'
+import { pattern } from './pattern.js'
 
 /** Random bytes are fetched for many ids at once, each after room for its time: a call for each costs more than the id. */
 const pool = Buffer.alloc(4096)
@@ -22,10 +24,11 @@ export function uuidv7(nowMs: number = Date.now()): string {
 }
 
 /** What a client may choose as the id of a run: safe in a URL path, a file name and an SSE id. */
-export const RUN_ID_PATTERN = '^[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$'
+const ID_IN_WORDS = '1 to 128 letters, digits and . _ ~ -, of which the first is a letter or a digit'
+export const RUN_ID_PATTERN = pattern('^[A-Za-z0-9][A-Za-z0-9._~-]{0,127}$', ID_IN_WORDS)
 
 /** Of a new run. The others are parts of paths: /runs/compare, /runs/batch/cancel. */
-export const NEW_RUN_ID_PATTERN = `^(?!(?:batch|compare)$)${RUN_ID_PATTERN.slice(1)}`
+export const NEW_RUN_ID_PATTERN = pattern(`^(?!(?:batch|compare)$)${RUN_ID_PATTERN.slice(1)}`, `${ID_IN_WORDS}; but not "batch" or "compare"`)
 
 /** The workspace that exists from the first migration on. */
 export const DEFAULT_WORKSPACE_ID = '00000000-0000-7000-8000-000000000001'

@@ -4,8 +4,10 @@
  * The same files are in each container. In a zip they lie as they are; in NDJSON and JSON each of their lines is a record, and the manifest
  * gives the lengths and hashes that the files have in a zip. Event files hold the stored texts, so that they come back the same from an import.
  */
+
 import { createHash, hash } from 'node:crypto'
 import { type Static, Type } from '@sinclair/typebox'
+import { SHA256_PATTERN } from '../domain/pattern.js'
 
 export const BUNDLE_VERSION = 1
 
@@ -52,7 +54,7 @@ export const Profile = Type.Union([Type.Literal('full'), Type.Literal('no-conten
 export type Profile = Static<typeof Profile>
 
 const count = Type.Integer({ minimum: 0 })
-const sha256 = Type.String({ pattern: '^[0-9a-f]{64}$' })
+const sha256 = Type.String({ pattern: SHA256_PATTERN })
 const Range = Type.Object({ fromSeq: count, toSeq: count, headSeq: count, count })
 const Chain = Type.Object({ hash: sha256, every: Type.Integer({ minimum: 1 }) })
 

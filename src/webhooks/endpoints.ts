@@ -4,6 +4,7 @@ import { type Static, Type } from '@sinclair/typebox'
 import type { Queries, Sql } from '../db/client.js'
 import { utcColumn } from '../db/utc.js'
 import { uuidv7 } from '../domain/ids.js'
+import { NO_CONTROLS_PATTERN } from '../domain/pattern.js'
 import { RunplaneError } from '../errors.js'
 import type { Outbound } from '../ops/outbound.js'
 import { TYPE_FILTER_PATTERN } from './event-filter.js'
@@ -16,7 +17,7 @@ const DAY_MS = 86_400_000
 
 const fields = {
   url: Type.String({ minLength: 1, maxLength: 2048, description: 'http or https; no credentials in it', examples: ['https://example.com/hooks/runplane'] }),
-  description: Type.String({ maxLength: 500, pattern: '^[^\\u0000-\\u001f\\u007f]*$' }),
+  description: Type.String({ maxLength: 500, pattern: NO_CONTROLS_PATTERN }),
   types: Type.Array(Type.String({ maxLength: 128, pattern: TYPE_FILTER_PATTERN }), {
     minItems: 1,
     maxItems: 100,

@@ -2,10 +2,12 @@
  * Secrets and signatures as Standard Webhooks has them (https://github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md):
  * `whsec_` and 24 to 64 bytes in base64; HMAC-SHA256 over `id.timestamp.body`, one `v1,` signature for each secret that is in force.
  */
+
 import { createHmac, randomBytes } from 'node:crypto'
+import { pattern } from '../domain/pattern.js'
 
 const PREFIX = 'whsec_'
-export const SECRET_PATTERN = '^whsec_[A-Za-z0-9+/]+={0,2}$'
+export const SECRET_PATTERN = pattern('^whsec_[A-Za-z0-9+/]+={0,2}$', 'whsec_ and 24 to 64 bytes in base64')
 const MIN_BYTES = 24
 const MAX_BYTES = 64
 

@@ -1,4 +1,5 @@
 import t from 'tap'
+import { RUN_ID_PATTERN } from '../../src/domain/ids.js'
 import { ERROR_CATALOGUE, RunplaneError } from '../../src/errors.js'
 import { catalogued } from '../../src/http/plugins/errors.js'
 import { createRouteMatcher } from '../../src/http/plugins/route-matcher.js'
@@ -74,6 +75,15 @@ t.test('what the validator says becomes a field and a sentence', async (t) => {
     ),
     [{ path: 'query/role', message: 'must be guest or admin' }],
   )
+  t.same(validationFields([error('type', '/afterSeq', { type: 'string' }, 'must be string')], 'querystring'), [
+    { path: 'query/afterSeq', message: 'must be given once' },
+  ])
+  t.match(validationFields([error('pattern', '/id', { pattern: RUN_ID_PATTERN }, 'must match pattern')], 'params'), [
+    { path: 'params/id', message: /^must be 1 to 128 letters, digits/ },
+  ])
+  t.same(validationFields([error('pattern', '/id', { pattern: '^x$' }, 'must match pattern "^x$"')], 'params'), [
+    { path: 'params/id', message: 'must match pattern "^x$"' },
+  ])
 })
 
 t.test('a path knows the methods of the routes that match it', async (t) => {

@@ -1,5 +1,6 @@
 /** What ajv says about a request, in words that help: the field, and what it should be. */
 import type { FastifySchemaValidationError } from 'fastify'
+import { inWords } from '../../domain/pattern.js'
 import type { ProblemField } from '../../errors.js'
 
 const MAX_FIELDS = 20
@@ -11,7 +12,7 @@ export function validationFields(errors: FastifySchemaValidationError[], context
   for (const error of errors) {
     // A union says that nothing fits, after each member has said why it does not.
     if (error.keyword === 'anyOf' && fields.has(part + error.instancePath)) continue
-    const { path, message } = describe(error)
+    const { path, message } = describe(error, context)
     const messages = fields.get(part + path) ?? []
     if (!messages.includes(message)) messages.push(message)
     fields.set(part + path, messages)
@@ -19,7 +20,7 @@ export function validationFields(errors: FastifySchemaValidationError[], context
   return [...fields].slice(0, MAX_FIELDS).map(([path, messages]) => ({ path, message: joined(messages) }))
 }
 
-function describe({ keyword, instancePath, params, message }: FastifySchemaValidationError): { path: string; message: string } {
+function describe({ keyword, instancePath, params, message }: FastifySchemaValidationError, context: string): { path: string; message: string } {
   switch (keyword) {
     case 'required':
       return { path: `${instancePath}/${params.missingProperty}`, message: 'is required' }
@@ -29,6 +30,13 @@ function describe({ keyword, instancePath, params, message }: FastifySchemaValid
       return { path: instancePath, message: `must be ${[params.allowedValues].flat().join(' or ')}` }
     case 'const':
       return { path: instancePath, message: `must be ${params.allowedValue}` }
+    case 'pattern': {
+      const asked = inWords(String(params.pattern))
+      return { path: instancePath, message: asked === undefined ? (message ?? 'is not valid') : `must be ${asked}` }
+    }
+    case 'type':
+      // All in a query is text, unless it comes several times.
+      return { path: instancePath, message: context === 'querystring' && params.type === 'string' ? 'must be given once' : (message ?? 'is not valid') }
     default:
       return { path: instancePath, message: message ?? 'is not valid' }
   }

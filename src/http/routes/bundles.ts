@@ -1,8 +1,10 @@
 /** `GET /runs/:id/export` and `POST /runs/import`: a run leaves as a bundle, and comes back from one. */
+
 import { Readable } from 'node:stream'
 import { createGzip } from 'node:zlib'
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { type Static, Type } from '@sinclair/typebox'
+import { pattern } from '../../domain/pattern.js'
 import { RunplaneError } from '../../errors.js'
 import type { Mask } from '../../ingest/mask.js'
 import { type Exporter, type ExportOptions, STALL_MS } from '../../insight/export.js'
@@ -27,7 +29,7 @@ const ExportQuery = Type.Object({
   format: Type.Optional(literals('json', 'ndjson', 'jsonl', 'zip')),
   include: Type.Optional(
     Type.String({
-      pattern: '^(canonical|raw|artifacts)?(,(canonical|raw|artifacts))*$',
+      pattern: pattern('^(canonical|raw|artifacts)?(,(canonical|raw|artifacts))*$', 'of canonical, raw and artifacts, separated by commas'),
       description: 'what besides the record, the state and the metrics: `canonical`, `raw`, `artifacts`, separated by commas. None: canonical,artifacts',
     }),
   ),

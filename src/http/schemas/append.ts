@@ -1,5 +1,7 @@
 /** `POST /runs/:id/events`: what is asked and what is answered. */
+
 import { type Static, Type } from '@sinclair/typebox'
+import { pattern } from '../../domain/pattern.js'
 import { ERROR_CATALOGUE, type ErrorCode } from '../../errors.js'
 import { NativeEvent } from '../../ingest/formats/native.js'
 import { WorkerHeader } from './worker.js'
@@ -25,7 +27,7 @@ export const EventsBody = {
   'application/x-ndjson': { schema: { type: 'string', description: 'an event a line, without a limit of length' } },
 }
 
-const wholeNumber = Type.String({ pattern: '^(0|[1-9][0-9]{0,15})$' })
+const wholeNumber = Type.String({ pattern: pattern('^(0|[1-9][0-9]{0,15})$', 'a whole number from 0, without leading zeros') })
 
 export const AppendHeaders = Type.Object({
   'idempotency-key': Type.Optional(
@@ -37,7 +39,7 @@ export const AppendHeaders = Type.Object({
   ),
   'if-match': Type.Optional(
     Type.String({
-      pattern: '^"(0|[1-9][0-9]{0,15})"$',
+      pattern: pattern('^"(0|[1-9][0-9]{0,15})"$', 'a seq in double quotes, such as "12"'),
       description: 'the head that the run must have, such as "12"; of NDJSON also that nobody else writes between its lines',
     }),
   ),

@@ -1,10 +1,13 @@
 /** Artifacts on the wire. */
 import { type Static, Type } from '@sinclair/typebox'
 import { RUN_ID_PATTERN } from '../../domain/ids.js'
+import { pattern, SHA256_PATTERN } from '../../domain/pattern.js'
 
 const name = Type.String({ minLength: 1, maxLength: 256 })
-const sha256 = Type.String({ pattern: '^[0-9a-f]{64}$', description: 'of the content, in hex' })
-const mediaType = Type.String({ pattern: "^[A-Za-z0-9!#$&^_.+'-]{1,127}/[A-Za-z0-9!#$&^_.+'-]{1,127}(?: *;[ -~]{0,200})?$" })
+const sha256 = Type.String({ pattern: SHA256_PATTERN, description: 'of the content, in hex' })
+const mediaType = Type.String({
+  pattern: pattern("^[A-Za-z0-9!#$&^_.+'-]{1,127}/[A-Za-z0-9!#$&^_.+'-]{1,127}(?: *;[ -~]{0,200})?$", 'a media type, such as text/plain'),
+})
 const closed = { additionalProperties: false } as const
 
 const told = {
@@ -29,7 +32,7 @@ export const ArtifactCommand = Type.Object(
     mediaType: Type.Optional(mediaType),
     inline: Type.Optional(Type.Unknown({ description: 'the content, as JSON' })),
     text: Type.Optional(Type.String({ description: 'the content, as text' })),
-    base64: Type.Optional(Type.String({ pattern: '^[A-Za-z0-9+/]*={0,2}$', description: 'the content, as bytes' })),
+    base64: Type.Optional(Type.String({ pattern: pattern('^[A-Za-z0-9+/]*={0,2}$', 'base64'), description: 'the content, as bytes' })),
     uri: Type.Optional(Type.String({ minLength: 1, maxLength: 4096, description: 'where it lies, if not here' })),
     bytes: Type.Optional(Type.Integer({ minimum: 0, description: 'its size, of one that lies elsewhere' })),
   },

@@ -1,6 +1,8 @@
 /** Commands on the wire. Unknown fields are refused. */
+
 import { type Static, Type } from '@sinclair/typebox'
 import { NEW_RUN_ID_PATTERN, RUN_ID_PATTERN } from '../../domain/ids.js'
+import { NO_NUL_PATTERN } from '../../domain/pattern.js'
 import { RUN_STATUSES } from '../../domain/run.js'
 import { CreateRun } from '../../domain/run-request.js'
 import { ERROR_CATALOGUE, type ErrorCode } from '../../errors.js'
@@ -30,14 +32,14 @@ export const Retry = Type.Object(
 export const CloneRun = Type.Object({ ...CreateRun.properties }, { ...closed, $id: 'CloneRun', description: 'What of the clone is not the original’s' })
 
 /** The database holds no NUL. */
-const part = (maxLength: number) => Type.Optional(Type.String({ minLength: 1, maxLength, pattern: '^[^\\u0000]*$' }))
+const part = (maxLength: number) => Type.Optional(Type.String({ minLength: 1, maxLength, pattern: NO_NUL_PATTERN }))
 
 export const filter = Type.Object(
   {
     status: Type.Optional(Type.Array(Type.Union(RUN_STATUSES.map((status) => Type.Literal(status))), { minItems: 1, maxItems: RUN_STATUSES.length })),
     kind: part(256),
     queue: part(256),
-    tags: Type.Optional(Type.Array(Type.String({ minLength: 1, maxLength: 128, pattern: '^[^\\u0000]*$' }), { minItems: 1, maxItems: 100 })),
+    tags: Type.Optional(Type.Array(Type.String({ minLength: 1, maxLength: 128, pattern: NO_NUL_PATTERN }), { minItems: 1, maxItems: 100 })),
     createdAfter: Type.Optional(Type.String({ format: 'date-time' })),
     createdBefore: Type.Optional(Type.String({ format: 'date-time' })),
     search: part(256),

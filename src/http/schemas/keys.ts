@@ -1,6 +1,8 @@
 /** API keys on the wire. */
+
 import { type Static, Type } from '@sinclair/typebox'
 import { WORKSPACE_NAME_PATTERN } from '../../access/workspaces.js'
+import { NO_CONTROLS_PATTERN } from '../../domain/pattern.js'
 
 const Role = Type.Union([Type.Literal('guest'), Type.Literal('member'), Type.Literal('admin')], {
   description: 'guest reads, member also posts and controls, admin also manages',
@@ -9,7 +11,7 @@ const WorkspaceName = Type.String({ pattern: WORKSPACE_NAME_PATTERN, description
 
 export const NewKey = Type.Object(
   {
-    name: Type.String({ minLength: 1, maxLength: 100, pattern: '^[^\\u0000-\\u001f\\u007f]+$', description: 'who holds it, for the log', examples: ['ci'] }),
+    name: Type.String({ minLength: 1, maxLength: 100, pattern: NO_CONTROLS_PATTERN, description: 'who holds it, for the log', examples: ['ci'] }),
     role: Role,
     workspace: Type.Optional(WorkspaceName),
   },

@@ -1,7 +1,9 @@
 /** Parameters and answers of the routes that read and tail the log. */
+
 import { type Static, type TSchema, Type } from '@sinclair/typebox'
 import { CanonicalEventSchema } from '../../domain/canonical-event.js'
 import { RUN_ID_PATTERN } from '../../domain/ids.js'
+import { pattern } from '../../domain/pattern.js'
 import { reference } from './reference.js'
 
 export const RunParams = Type.Object({ id: Type.String({ pattern: RUN_ID_PATTERN, description: 'the id of a run' }) })
@@ -26,7 +28,12 @@ const types = Type.Optional(
   }),
 )
 const subject = Type.Optional(
-  Type.String({ pattern: '^[^/]+/.+$', maxLength: 1024, description: 'only events about this, as kind/id', examples: ['step/build'] }),
+  Type.String({
+    pattern: pattern('^[^/]+/.+$', 'kind/id, such as step/build'),
+    maxLength: 1024,
+    description: 'only events about this, as kind/id',
+    examples: ['step/build'],
+  }),
 )
 const time = (description: string) => Type.Optional(Type.String({ description, examples: ['2026-11-21T08:00:00Z'] }))
 
