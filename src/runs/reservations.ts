@@ -62,6 +62,11 @@ const reservedColumns = (sql: Sql) => sql`${recordColumns(sql)}, ${utcColumn(sql
   ${utcColumn(sql, 'ttl_expires_at')}, ttl_remaining_ms, ${utcNow(sql)} as now, case when last_seq <= ${SHORT_EVENTS} then (
     select json_agg(event order by seq) from run_events_canonical where run_key = runs.key
   ) end as log`
+/**
+ * No reservation waits for the disk: a claim that builds on it waits for its own commit, which comes after it in the log of the database, and
+ * a reservation that a crash undoes leaves its run to be claimed. Until the end of the transaction; to be selected once.
+ */
+const unflushed = (sql: Queries) => sql`set_config('synchronous_commit', 'off', true)`
 /** Whole milliseconds: the text that names a reservation has no more. */
 const until = (sql: Queries) => sql`date_trunc('milliseconds', clock_timestamp()) + ${RESERVATION_MS} * interval '1 ms'`
 
@@ -84,7 +89,7 @@ async function reserveUnlimited(sql: Sql, { workspaceId, queues, count }: Want):
   const picked =
     queues.length === 1 && only !== undefined
       ? sql`
-    limits as materialized (select count(*) as limits, 0 as found from queues where workspace_id = ${workspaceId} and name = ${only}),
+    limits as materialized (select count(*) as limits, 0 as found, ${unflushed(sql)} from queues where workspace_id = ${workspaceId} and name = ${only}),
     picked as materialized (
       select key from runs where workspace_id = ${workspaceId} and queue = ${only} and ${waiting(sql)} ${byPriorityAndAge(sql)}
       limit (select ${count}::int) for update skip locked
@@ -97,7 +102,8 @@ async function reserveUnlimited(sql: Sql, { workspaceId, queues, count }: Want):
       ) r order by priority desc, key limit (select ${count}::int)
     ),
     limits as materialized (
-      select count(*) as limits, (select count(*) from found) as found from queues where workspace_id = ${workspaceId} and name = any(${pgArray(queues)}::text[])
+      select count(*) as limits, (select count(*) from found) as found, ${unflushed(sql)} from queues
+      where workspace_id = ${workspaceId} and name = any(${pgArray(queues)}::text[])
     ),
     picked as materialized (select key from runs where key = any(array(select key from found)) and ${waiting(sql)} for update skip locked)`
   const rows = await sql<(Partial<ReservedRun> & { limits: number; found: number })[]>`
@@ -118,7 +124,7 @@ function byTurn(left: RunTableRow, right: RunTableRow): number {
 async function reserveLimited(sql: Sql, { workspaceId, queues, count }: Want): Promise<Reserved> {
   return sql.begin(async (tx): Promise<Reserved> => {
     const limits = await tx<Limits[]>`
-      select name, concurrency, key_concurrency, paused from queues
+      select name, concurrency, key_concurrency, paused, ${unflushed(tx)} from queues
       where workspace_id = ${workspaceId} and name = any(${pgArray(queues)}::text[]) order by name for update`
     const rooms = await roomsOf(tx, workspaceId, queues, limits)
     const picked: string[] = []
