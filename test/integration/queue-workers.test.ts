@@ -1,7 +1,7 @@
 /**
  * 20 worker processes and two instances on one Postgres, all of them killed with -9 at random: each run ends exactly once, and whatever is in a
  * log of a worker came from the one that held the run at that moment.
- * QUEUE_TEST_RUNS: how many runs (400; 2,000 take about half a minute more).
+ * QUEUE_TEST_RUNS: how many runs (2,000).
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { setTimeout as delay } from 'node:timers/promises'
@@ -11,7 +11,7 @@ import t from 'tap'
 import { createClient } from '../support/http.js'
 import { NO_SERVER, startService, TEST_DATABASE_URL } from '../support/service.js'
 
-const RUNS = Number(process.env.QUEUE_TEST_RUNS ?? 400)
+const RUNS = Number(process.env.QUEUE_TEST_RUNS ?? 2000)
 const WORKERS = 20
 const WORKER_DEATHS = 60
 const INSTANCE_DEATHS = 5
