@@ -42,6 +42,11 @@ export function isDataError(error: unknown): boolean {
   return code === undefined || /^(22|23|54)/.test(code)
 }
 
+/** What is stored of one run cannot be read (data_corrupted, index_corrupted): the others of its group have nothing to do with it. */
+export function isDamage(error: unknown): boolean {
+  return /^XX00[12]$/.test(codeOf(error) ?? '')
+}
+
 /** The database is not there, as against: it refused. */
 export function isConnectionError(error: unknown): boolean {
   const code = codeOf(error) ?? ''

@@ -5,11 +5,12 @@
  *   waiting  requests in the run's queue; the run is in `ready`, unless a committer has it
  *   working  a committer has the run; what arrives meanwhile waits for the next turn
  * The queue is bounded: a full one refuses with OVERLOADED, or lets the caller wait (`whenRoom`).
- * A group that fails for its data is taken apart, request by request and then item by item, so that a fault stays where it is.
+ * A group that fails for its data is taken apart, request by request and then item by item, so that a fault stays where it is; one that fails for
+ * what is damaged in the database, request by request.
  */
 import type { Database, Sql } from '../db/client.js'
 import { type Dedicated, dedicate } from '../db/dedicated.js'
-import { isDataError, retryDelayMs } from '../db/retry.js'
+import { isDamage, isDataError, retryDelayMs } from '../db/retry.js'
 import { RunplaneError } from '../errors.js'
 import { type Attempts, appendGroup, type GroupResult } from './append.js'
 import type { AppendOutcome, AppendRequest } from './append-request.js'
@@ -173,7 +174,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         ),
       )
     } catch (error) {
-      if (error instanceof RunplaneError || !isDataError(error)) {
+      if (error instanceof RunplaneError || !(isDataError(error) || isDamage(error))) {
         for (const one of group) one.reject(error)
         return
       }
@@ -201,7 +202,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     }
     const [one] = group
     if (!one) return
-    if (one.request.items.length < 2) {
+    if (one.request.items.length < 2 || isDamage(error)) {
       one.reject(error)
       return
     }

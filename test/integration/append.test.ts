@@ -174,6 +174,22 @@ test('append', async (t) => {
     t.match(receiptOf(await post()).results, [{ status: 'stored' }, { status: 'stored' }])
   })
 
+  await t.test('a damaged page of the database refuses the run that it belongs to, and no other of the group', async (t) => {
+    const damaged = await createRun()
+    const healthy = await createRun()
+    await sql.unsafe(`create function bad_page() returns trigger language plpgsql as $$ begin
+      if new.run_key = '${damaged.key}' then raise exception 'invalid page in block 7' using errcode = 'XX001'; end if; return new; end $$`)
+    await sql.unsafe(`create trigger bad_page before insert on run_events_raw for each row execute function bad_page()`)
+    const [refused, stored] = await Promise.allSettled([
+      log.append(request(damaged.key, [output('a'), output('b')])),
+      log.append(request(healthy.key, [output('a')])),
+    ])
+    await sql.unsafe('drop function bad_page() cascade')
+    t.match(refused, { status: 'rejected', reason: { code: 'XX001' } })
+    t.equal(stored.status === 'fulfilled' && stored.value.kind, 'done')
+    t.match(receiptOf(await log.append(request(damaged.key, [output('a'), output('b')]))).results, [{ status: 'stored' }, { status: 'stored' }])
+  })
+
   await t.test('a full queue refuses with OVERLOADED, and what it took is stored', async (t) => {
     const run = await createRun()
     const small = logInstance(database, { maxQueuedEvents: 10 })
