@@ -38,6 +38,12 @@ export interface EventRange {
 
 export type Omission = Manifest['omissions'][number]
 
+export interface ExportedEvent {
+  event: CanonicalEvent
+  /** Its text as it is stored; none of an event that is redacted. */
+  line?: string
+}
+
 export interface ExportSubject {
   runKey: string
   runId: string
@@ -75,9 +81,8 @@ export interface ExportSourceDeps {
   redactorFor(profile: Profile): Promise<Redactor>
 }
 
-/** The first page, of which nothing is known, and all that are parsed. */
+/** The first page, of which nothing is known. */
 const PAGE_EVENTS = 500
-const PAGE_BYTES = 262_144
 /** The others: the database is at work for 10 ms then, which is what keeps it on a core of its own. */
 const LONG_PAGE_BYTES = 1_048_576
 const LONG_PAGE_EVENTS = 4000
@@ -158,11 +163,10 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
     }
   }
 
-  async function* parsed(subject: ExportSubject, range: EventRange): AsyncGenerator<CanonicalEvent[]> {
-    for await (const piece of pages(subject, 'canonical', range, '\n')) {
-      const lines = piece.toString().split('\n').filter(Boolean)
-      yield lines.map((line) => JSON.parse(line) as CanonicalEvent)
-    }
+  const parse = (line: string): ExportedEvent => ({ event: JSON.parse(line), line })
+
+  async function* parsed(subject: ExportSubject, range: EventRange): AsyncGenerator<ExportedEvent[]> {
+    for await (const piece of pages(subject, 'canonical', range, '\n')) yield piece.toString().split('\n').filter(Boolean).map(parse)
   }
 
   return {
@@ -207,27 +211,32 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
       if (!redactor) return yield* pages(subject, 'canonical', canonical, joint)
       let before = ''
       for await (const events of parsed(subject, canonical)) {
-        yield Buffer.from(before + events.map((event) => JSON.stringify(redactor.event(event))).join(joint))
+        yield Buffer.from(before + events.map(({ event }) => JSON.stringify(redactor.event(event))).join(joint))
         before = joint
       }
     },
 
-    /** The events of these types, or all, parsed, some at a time. */
-    async *ofTypes(subject: ExportSubject, types: readonly string[] | undefined): AsyncGenerator<CanonicalEvent[]> {
+    /**
+     * The events of these types, or all, parsed, some at a time.
+     * @param count how many there are: behind the last of them nothing is looked at
+     */
+    async *ofTypes(subject: ExportSubject, types: readonly string[] | undefined, count: number): AsyncGenerator<ExportedEvent[]> {
       const { redactor, canonical, runKey } = subject
       if (!canonical) return
+      const told = (events: ExportedEvent[]) => (redactor ? events.map(({ event }) => ({ event: redactor.event(event) })) : events)
       if (!types) {
-        for await (const events of parsed(subject, canonical)) yield redactor ? events.map((event) => redactor.event(event)) : events
+        for await (const events of parsed(subject, canonical)) yield told(events)
         return
       }
-      for (let afterSeq = canonical.from - 1; afterSeq < canonical.to; ) {
-        const limit = Math.min(PAGE_EVENTS, canonical.to - afterSeq)
-        const page = await reader.pageOfEvents({ runKey, afterSeq, limit, maxBytes: PAGE_BYTES, maxScan: TYPES_SCAN, filter: { types } })
+      for (let afterSeq = canonical.from - 1, found = 0; afterSeq < canonical.to && found < count; ) {
+        const limit = Math.min(LONG_PAGE_EVENTS, canonical.to - afterSeq)
+        const page = await reader.pageOfEvents({ runKey, afterSeq, limit, maxBytes: LONG_PAGE_BYTES, maxScan: TYPES_SCAN, filter: { types } })
         if (!page || page.scannedTo === afterSeq)
           throw new RunplaneError('RUN_NOT_FOUND', `Events of run '${subject.runId}' were deleted while it was exported.`)
         afterSeq = page.scannedTo
-        const events = page.items.map((item) => JSON.parse(item.toString()) as CanonicalEvent).filter((event) => event.seq <= canonical.to)
-        yield redactor ? events.map((event) => redactor.event(event)) : events
+        const events = page.items.map((item) => parse(item.toString())).filter(({ event }) => event.seq <= canonical.to)
+        found += events.length
+        yield told(events)
       }
     },
 

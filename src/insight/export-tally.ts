@@ -55,6 +55,8 @@ export function createExportTally(subject: ExportSubject) {
         types.set(type, (types.get(type) ?? 0) + 1)
       }),
     raw: (pieces: AsyncIterable<Buffer>, joint: string) => counted(pieces, joint, raw.add),
+    /** How many events of these types have been through. */
+    countOf: (of: readonly string[]) => of.reduce((sum, type) => sum + (types.get(type) ?? 0), 0),
 
     /** A file of one line. */
     whole(path: string, text: string) {

@@ -58,7 +58,7 @@ export async function* exportZip(source: ExportSource, subject: ExportSubject, h
   }
 
   async function* table(rows: EventTable): AsyncGenerator<Buffer> {
-    for await (const events of source.ofTypes(subject, rows.types)) {
+    for await (const events of source.ofTypes(subject, rows.types, tally.countOf(rows.types ?? []))) {
       for (const event of events) {
         rows.add(event)
         const bytes = rows.take()

@@ -7,6 +7,7 @@ import { ByteWriter, ParquetWriter } from 'hyparquet-writer'
 import type { CanonicalEvent } from '../domain/canonical-event.js'
 import { totalsOf } from '../projections/sections/llm.js'
 import { SECTIONS } from '../projections/sections.js'
+import type { ExportedEvent } from './export-source.js'
 import { rounded } from './prices.js'
 
 const ROW_GROUP_ROWS = 10_000
@@ -85,16 +86,19 @@ const LLM_CALLS = {
   error: 'text',
 } as const satisfies Columns
 
-/** `take` gives the bytes that are ready, if any; `end` the rest. */
-function createTable<C extends Columns>(columns: C) {
-  const names = Object.keys(columns)
+/**
+ * `take` gives the bytes that are ready, if any; `end` the rest.
+ * @param plain columns whose values hardly repeat: a dictionary is not even tried
+ */
+function createTable<C extends Columns>(definition: C, plain: readonly (keyof C)[] = []) {
+  const columns = Object.entries(definition).map(([name, type]) => ({ name, type, physical: PHYSICAL[type](), data: [] as Physical[] }))
   const writer = new ByteWriter(65_536)
   const schema: SchemaElement[] = [
-    { name: 'root', num_children: names.length },
-    ...names.map((name) => ({ name, repetition_type: 'OPTIONAL' as const, ...ELEMENTS[columns[name] as ColumnType] })),
+    { name: 'root', num_children: columns.length },
+    ...columns.map(({ name, type }) => ({ name, repetition_type: 'OPTIONAL' as const, ...ELEMENTS[type] })),
   ]
   const parquet = new ParquetWriter({ writer, schema, createdBy: 'runplane' })
-  let data: (string | number | bigint | null)[][] = names.map(() => [])
+  let rows = 0
   let chars = 0
 
   function taken(): Buffer {
@@ -104,27 +108,34 @@ function createTable<C extends Columns>(columns: C) {
   }
 
   function writeGroup(): void {
-    if (data[0]?.length === 0) return
-    // Statistics of texts are of no use for what is asked of them, and cost as much as writing them.
+    if (rows === 0) return
     parquet.write({
-      columnData: names.map((name, index) => ({ name, data: data[index] ?? [], statistics: columns[name] !== 'text' })),
+      columnData: columns.map(({ name, type, data }) => ({
+        name,
+        data,
+        // Those of texts are of no use for what is asked of them, and cost as much as writing them.
+        statistics: type !== 'text',
+        ...(plain.includes(name) && { encoding: 'PLAIN' as const }),
+      })),
       rowGroupSize: ROW_GROUP_ROWS,
     })
-    data = names.map(() => [])
+    for (const column of columns) column.data = []
+    rows = 0
     chars = 0
   }
 
   return {
     add(row: Row<C>): void {
-      for (let index = 0; index < names.length; index++) {
-        const name = names[index] as string
-        const value = physical(columns[name] as ColumnType, row[name])
+      rows++
+      for (const column of columns) {
+        const told = row[column.name]
+        const value = told === null || told === undefined ? null : column.physical(told)
         if (typeof value === 'string') chars += value.length
-        data[index]?.push(value)
+        column.data.push(value)
       }
     },
     take(): Buffer | undefined {
-      if ((data[0]?.length ?? 0) < ROW_GROUP_ROWS && chars < ROW_GROUP_CHARS) return undefined
+      if (rows < ROW_GROUP_ROWS && chars < ROW_GROUP_CHARS) return undefined
       writeGroup()
       return taken()
     },
@@ -136,37 +147,54 @@ function createTable<C extends Columns>(columns: C) {
   }
 }
 
-/** What does not fit its column is null: events come from anywhere. */
-function physical(type: ColumnType, value: Value): string | number | bigint | null {
-  if (value === null || value === undefined) return null
-  switch (type) {
-    case 'text':
-      return String(value)
-    case 'number':
-      return typeof value === 'number' && Number.isFinite(value) ? value : null
-    case 'integer':
-      return typeof value === 'number' && Math.abs(value) <= Number.MAX_SAFE_INTEGER ? BigInt(Math.round(value)) : null
-    case 'time':
-      return typeof value === 'string' ? microseconds(value) : null
-  }
+type Physical = string | number | bigint | null
+
+/** How a column of each type stores a value. What does not fit is null: events come from anywhere. */
+const PHYSICAL: Record<ColumnType, () => (value: NonNullable<Value>) => Physical> = {
+  text: () => String,
+  number: () => (value) => (typeof value === 'number' && Number.isFinite(value) ? value : null),
+  integer: () => (value) => (typeof value === 'number' && Math.abs(value) <= Number.MAX_SAFE_INTEGER ? BigInt(Math.round(value)) : null),
+  // One time is told again and again: all events of a request came at once.
+  time: () => {
+    let text = ''
+    let micros: bigint | null = null
+    return (value) => {
+      if (typeof value !== 'string') return null
+      if (value !== text) {
+        micros = microseconds(value)
+        text = value
+      }
+      return micros
+    }
+  },
 }
 
 /** Of an RFC 3339 time in UTC with milliseconds or microseconds. */
 function microseconds(text: string): bigint | null {
   const ms = Date.parse(text)
   if (!Number.isFinite(ms)) return null
-  return BigInt(ms) * 1000n + (text.length === 27 ? BigInt(text.slice(23, 26)) : 0n)
+  const more = text.length === 27 ? Number(text.slice(23, 26)) : 0
+  const micros = ms * 1000 + more
+  // From the year 2255 on it is more than a double holds.
+  return Number.isSafeInteger(micros) ? BigInt(micros) : BigInt(ms) * 1000n + BigInt(more)
 }
 
 export interface EventTable {
   /** The types that it is made of; undefined: all. */
   types: readonly string[] | undefined
-  add(event: CanonicalEvent): void
+  add(exported: ExportedEvent): void
   take(): Buffer | undefined
   end(): Buffer
 }
 
 type Data = Readonly<Record<string, unknown>>
+
+const DATA_MEMBER = ',"data":'
+/** The data as it is stored, behind the other members: within a string its quotes would have backslashes, and no member before it has one of its name. */
+function dataText(event: CanonicalEvent, line: string): string {
+  const at = line.indexOf(DATA_MEMBER)
+  return at >= 0 && Object.keys(event).at(-1) === 'data' ? line.slice(at + DATA_MEMBER.length, -1) : JSON.stringify(event.data)
+}
 const text = (value: unknown) => (typeof value === 'string' ? value : null)
 const numeric = (value: unknown) => (typeof value === 'number' ? value : null)
 const stepOf = (event: CanonicalEvent) => event.stepId ?? (event.subject.kind === 'step' ? event.subject.id : null)
@@ -199,7 +227,7 @@ function namedBefore(names: Map<string, string>, id: string, name: unknown): str
  * run's end, and a sum over the table is then what the state says.
  */
 export function eventsTable(before = SECTIONS.llm.initial()): EventTable {
-  const table = createTable(EVENTS)
+  const table = createTable(EVENTS, ['seq', 'ts', 'data'])
   const llm = before
   const reducers: Readonly<Record<string, ((state: typeof llm, event: never) => void) | undefined>> = SECTIONS.llm.on
   let told = totalsOf(llm.sums)
@@ -207,7 +235,7 @@ export function eventsTable(before = SECTIONS.llm.initial()): EventTable {
   const models = new Map<string, string>()
   return {
     types: undefined,
-    add(event) {
+    add({ event, line }) {
       const data: Data = event.data
       const reduce = reducers[event.type]
       let used: Partial<typeof told> = {}
@@ -248,7 +276,7 @@ export function eventsTable(before = SECTIONS.llm.initial()): EventTable {
         cost_usd: used.costUsd,
         duration_ms: numeric(data.durationMs) ?? numeric(data.latencyMs),
         error: errorOf(data),
-        data: JSON.stringify(data),
+        data: line === undefined ? JSON.stringify(data) : dataText(event, line),
       })
     },
     take: table.take,
@@ -262,7 +290,7 @@ export function stepsTable(): EventTable {
   const open = new Map<string, Row<typeof STEPS>>()
   return {
     types: ['step.started', 'step.completed', 'step.failed', 'step.skipped'],
-    add(event) {
+    add({ event }) {
       const data: Data = event.data
       const key = `${event.attempt} ${event.subject.id}`
       const begun = open.get(key)
@@ -306,7 +334,7 @@ export function llmCallsTable(): EventTable {
   const open = new Map<string, { provider: string | null; model: string | null; step: string | null }>()
   return {
     types: ['llm.call.started', 'llm.call.completed', 'llm.call.failed'],
-    add(event) {
+    add({ event }) {
       const data: Data = event.data
       const key = `${event.attempt} ${event.subject.id}`
       const begun = open.get(key)

@@ -594,6 +594,7 @@ for (const [name, open] of databases) {
     const called = { subject: { kind: 'llm_call', id: 'c' }, stepId: 's' }
     await client.createRun({ id: 'named' })
     await client.append('named', [
+      { type: 'step.output', subject: { kind: 'step', id: ',"data":{"not":"this"}' }, data: { text: ',"data":{', n: 1.5 } },
       { type: 'llm.call.started', ...called, data: { provider: 'p', model: 'told-first' } },
       { type: 'llm.call.completed', subject: called.subject, data: { inputTokens: 5, outputTokens: 7, costUsd: 0.3 } },
     ])
@@ -607,6 +608,12 @@ for (const [name, open] of databases) {
     t.same(await rows(`select provider, model, step, status from ${named('llm_calls')}`), [
       { provider: 'p', model: 'told-first', step: 's', status: 'completed' },
     ])
+    const { body } = await client.get<{ data: { seq: number; data: object }[] }>('/runs/named/events')
+    t.same(
+      (await rows(`select seq, data from ${named('events')} order by seq`)).map(({ seq, data }) => [Number(seq), JSON.parse(String(data))]),
+      body.data.map(({ seq, data }) => [seq, data]),
+      'the data of each event as its log has it',
+    )
     const types = await rows(`describe select * from ${events}`)
     t.match(Object.fromEntries(types.map((row) => [row.column_name, row.column_type])), {
       seq: 'BIGINT',
