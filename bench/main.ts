@@ -2,7 +2,7 @@
  * `npm run bench`: measures the built service as a black box, on the server at DATABASE_URL and on the embedded database, each figure with its
  * baseline in the same run, and writes docs/BENCHMARKS.md and docs/benchmarks.json. Takes some ten minutes.
  *
- *   --only append,fan-out   these scenarios, and the results are only printed
+ *   --only append,fan-out   these scenarios; the rows of the others stay in the files, with the time when they were measured
  *   --database embedded     or server, or both (the default)
  *   --quick                 a fraction of the work, only printed: shows that it runs
  *   --profile               prints where the CPU time of the service went, scenario by scenario (slows it by some percent; only printed)
