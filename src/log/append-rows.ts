@@ -7,6 +7,7 @@ import { summary } from '../projections/fold.js'
 import { usageOf } from '../projections/usage.js'
 import type { AppendRequest, NewRun } from './append-request.js'
 import { type KnownEvent, knownKey, needsPlace, type ProducerRow, type ReceiptRow, type Rows, type RunRow, type RunWork, UNREAD } from './append-work.js'
+import { canonicalRecords, rawRecords } from './event-rows.js'
 import { pgArray } from './states.js'
 
 interface StoredRaw {
@@ -166,13 +167,11 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
             ${moved ? placementColumns(tx) : tx``} ${used ? usageColumns(tx) : tx``})
       ) ${guarded ? guard(tx) : tx``}, raw as (
         insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
-        select k, n, at, f, c, fmt, rt, s, i, b from json_to_recordset(${`[${out.raw.join(',')}]`}::text::json)
-          as r(k uuid, n bigint, at timestamptz, f bigint, c smallint, fmt text, rt text, s text, i text, b text) where ${held}
+        select * from ${rawRecords(tx, out.raw)} where ${held}
       ), events as (
-        select * from json_to_recordset(${`[${out.canonical.join(',')}]`}::text::json)
-          as r(k uuid, n bigint, t timestamptz, y text, u text, h bigint, d bigint, e json) where ${held}
+        select * from ${canonicalRecords(tx, out.canonical)} where ${held}
       ), canonical as (
-        insert into run_events_canonical (run_key, seq, ts, type, subject, shape, content, event) select k, n, t, y, u, h, d, e from events
+        insert into run_events_canonical (run_key, seq, ts, type, subject, shape, content, event) select k, n, t, y, u, h, d, e::json from events
       ) ${hooked ? outbox(tx) : tx``}
       update runs set last_seq = u.n, last_raw_seq = u.r, status = u.s, progress = u.p, attempt = u.a, error = u.e::json,
         started_at = u.st, ended_at = u.en, updated_at = greatest(clock_timestamp(), runs.updated_at),

@@ -14,6 +14,7 @@ import { changesUsage } from '../projections/usage.js'
 import type { AppendItem, AppendOutcome, AppendReceipt, AppendRequest, ItemResult, PlacedRun } from './append-request.js'
 import type { CommittedBatch, CommittedEvent } from './committed.js'
 import type { LogCorrupt, RowError } from './corrupt.js'
+import { type EventRows, noEventRows } from './event-rows.js'
 import { isSameContent } from './same-content.js'
 
 /** Who the control plane is in `source`. Its events have no raw event: their rawSeq is 0. */
@@ -77,8 +78,8 @@ export interface RunWork {
 }
 
 export interface Rows {
-  raw: string[]
-  canonical: string[]
+  raw: EventRows
+  canonical: EventRows
   producers: Map<string, ProducerRow>
   changedProducers: Set<string>
   receipts: ReceiptRow[]
@@ -101,7 +102,15 @@ export interface Found {
 }
 
 export function noRows(): Rows {
-  return { raw: [], canonical: [], producers: new Map(), changedProducers: new Set(), receipts: [], cursors: new Map(), retried: new Set() }
+  return {
+    raw: noEventRows(),
+    canonical: noEventRows(),
+    producers: new Map(),
+    changedProducers: new Set(),
+    receipts: [],
+    cursors: new Map(),
+    retried: new Set(),
+  }
 }
 
 /** @param state of exactly `row.last_seq` */
@@ -302,9 +311,10 @@ function appendItem(request: AppendRequest, item: AppendItem, index: number, run
   const source = { kind: sourceKind, name: sourceName, format: item.format, rawType, rawSeq, eventId }
   const seqs = normalized.events.map((draft) => appendEvent(request, draft, source, run, out))
   if (identity !== undefined) known.set(identity, { text: item.text, rawSeq, seqs })
-  out.raw.push(
-    `{"k":"${request.runKey}","n":${rawSeq},"at":"${request.receivedAt}","f":${firstSeq},"c":${seqs.length},"fmt":"${item.format}","rt":${JSON.stringify(rawType)},"s":${JSON.stringify(sourceName)},"i":${eventId === undefined ? 'null' : JSON.stringify(eventId)},"b":${JSON.stringify(item.text)}}`,
+  out.raw.columns.push(
+    `{"k":"${request.runKey}","n":${rawSeq},"at":"${request.receivedAt}","f":${firstSeq},"c":${seqs.length},"fmt":"${item.format}","rt":${JSON.stringify(rawType)},"s":${JSON.stringify(sourceName)},"i":${eventId === undefined ? 'null' : JSON.stringify(eventId)}}`,
   )
+  out.raw.texts.push(item.text)
   return { index, status: 'stored', seqs, rawSeq }
 }
 
@@ -340,9 +350,10 @@ function appendEvent(request: AppendRequest, draft: DraftEvent, source: Canonica
   const { shape, content } = digestsOf(event)
   const subjectText = `${subject.kind}/${subject.id}`
   run.committed.push({ seq, type: draft.type, subject: subjectText, json })
-  out.canonical.push(
-    `{"k":"${request.runKey}","n":${seq},"t":"${event.ts}","y":"${draft.type}","u":${JSON.stringify(subjectText)},"h":${shape},"d":${content},"e":${json}}`,
+  out.canonical.columns.push(
+    `{"k":"${request.runKey}","n":${seq},"t":"${event.ts}","y":"${draft.type}","u":${JSON.stringify(subjectText)},"h":${shape},"d":${content}}`,
   )
+  out.canonical.texts.push(json)
   return seq
 }
 

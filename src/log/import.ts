@@ -9,6 +9,7 @@ import { uuidv7 } from '../domain/ids.js'
 import { groupingOf } from '../domain/run-request.js'
 import { encodeState, type FoldState, PROJECTION_SCHEMA_VERSION, summary } from '../projections/fold.js'
 import { usageOf } from '../projections/usage.js'
+import { canonicalRecords, noEventRows, rawRecords } from './event-rows.js'
 
 /** The columns of the row that are not folded from its events. Times are RFC 3339 texts, JSON columns are JSON texts. */
 export interface ImportedRun {
@@ -79,29 +80,34 @@ export async function beginImport(sql: Sql, workspaceId: string, runId: string):
     runKey: key,
 
     async canonical(events) {
-      const rows = events.map(({ text, event }) => {
+      const rows = noEventRows()
+      for (const { text, event } of events) {
         const { shape, content } = digestsOf(event)
         const subject = JSON.stringify(`${event.subject.kind}/${event.subject.id}`)
-        return `{"n":${event.seq},"t":${JSON.stringify(event.ts)},"y":${JSON.stringify(event.type)},"u":${subject},"h":${shape},"d":${content},"e":${text}}`
-      })
+        rows.columns.push(
+          `{"k":"${key}","n":${event.seq},"t":${JSON.stringify(event.ts)},"y":${JSON.stringify(event.type)},"u":${subject},"h":${shape},"d":${content}}`,
+        )
+        rows.texts.push(text)
+      }
       await renew()
       await sql`
         insert into run_events_canonical (run_key, seq, ts, type, subject, shape, content, event)
-        select ${key}::text::uuid, n, t, y, u, h, d, e from json_to_recordset(${`[${rows.join(',')}]`}::text::json)
-          as r(n bigint, t timestamptz, y text, u text, h bigint, d bigint, e json)`
+        select k, n, t, y, u, h, d, e::json from ${canonicalRecords(sql, rows)}`
     },
 
     async raw(events) {
-      const rows = events.map(({ rawSeq, receivedAt, format, rawType, source, eventId, seqs, body }) => {
+      const rows = noEventRows()
+      for (const { rawSeq, receivedAt, format, rawType, source, eventId, seqs, body } of events) {
         const first = seqs[0] ?? firstSeqOfNext
         firstSeqOfNext = first + seqs.length
-        return { n: rawSeq, at: receivedAt, f: first, c: seqs.length, fmt: format, rt: rawType, s: source, i: eventId ?? null, b: body }
-      })
+        const row = { k: key, n: rawSeq, at: receivedAt, f: first, c: seqs.length, fmt: format, rt: rawType, s: source, i: eventId }
+        rows.columns.push(JSON.stringify(row))
+        rows.texts.push(body)
+      }
       await renew()
       await sql`
         insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
-        select ${key}::text::uuid, n, at, f, c, fmt, rt, s, i, b from json_to_recordset(${JSON.stringify(rows)}::text::json)
-          as r(n bigint, at timestamptz, f bigint, c smallint, fmt text, rt text, s text, i text, b text)`
+        select * from ${rawRecords(sql, rows)}`
     },
 
     async checkpoint(seq, state) {
