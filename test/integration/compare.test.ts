@@ -300,6 +300,30 @@ for (const kind of ['embedded', 'server'] as const) {
       t.match(await refused({ left: 'spaced', right: { bundle: JSON.parse(text) } }), { status: 400, detail: /^right: events\/raw\.ndjson, .* Send the text/ })
     })
 
+    await t.test('what a bundle leaves out at its end is told, and is no end of the run', async (t) => {
+      const { text } = await client.get('/runs/one/export?format=ndjson&limit=5')
+      const part = await compare({ left: 'one', right: { bundle: text } })
+      t.same(part.approximate, [{ what: 'events', left: null, right: { fromSeq: 6, toSeq: 20 } }])
+      t.match(part.firstDivergence?.shape?.why, /^What there is of the right run ends before /)
+      t.same((await compare({ left: 'one', right: { bundle: text }, sections: ['metrics'] })).approximate, part.approximate, 'whatever is asked for')
+    })
+
+    await t.test('like calls are aligned as the events around them are', async (t) => {
+      const steps = (names: string[], version: string): Event[] =>
+        names.flatMap((name) => [
+          { type: 'step.started', ...about('step', name), data: { name } },
+          { type: 'step.output', ...about('step', name), data: { text: `${name === 'lint' ? version : ''} of ${name}` } },
+          { type: 'llm.call.completed', ...about('llm_call', `call-${name}`), data: { model: version, response: name } },
+          { type: 'step.completed', ...about('step', name), data: {} },
+        ])
+      await make('three-steps', steps(['plan', 'lint', 'test'], 'small'))
+      await make('four-steps', steps(['plan', 'lint', 'build', 'test'], 'large'))
+      const { steps: found } = await compare({ left: 'three-steps', right: 'four-steps', limit: 100 })
+      const ids = found?.items.map(({ op, left, right }) => `${op} ${left?.id ?? '-'} ${right?.id ?? '-'}`) ?? []
+      for (const name of ['plan', 'lint', 'test']) t.ok(ids.includes(`changed call-${name} call-${name}`), name)
+      t.ok(ids.includes('right_only - call-build') && ids.includes('right_only - build'), ids.join(', '))
+    })
+
     await t.test('redacted bundles align with each other and with their original', async (t) => {
       const redacted = async (id: string, profile: string) => (await client.get(`/runs/${id}/export?format=ndjson&profile=${profile}`)).text
       for (const profile of ['hashed', 'no-content']) {

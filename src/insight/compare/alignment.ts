@@ -88,8 +88,10 @@ async function alignOrdered(left: Digests, right: Digests, pauses: Pauses): Prom
   findMovedApart(open)
   for (const gap of open) await cut(gap, shapes, 'shape')
   const isChanged = (leftIndex: number, rightIndex: number) => contents.left[leftIndex] !== contents.right[rightIndex]
-  slideToMiddle(shapes.left, toRight, toLeft, movedTo, isChanged)
-  slideToMiddle(shapes.right, toLeft, toRight, movedFrom, (rightIndex, leftIndex) => isChanged(leftIndex, rightIndex))
+  placeBlocks({ shapes: shapes.left, contents: contents.left, isOnlyHere: shapes.isOnlyLeft }, toRight, toLeft, movedTo, isChanged)
+  placeBlocks({ shapes: shapes.right, contents: contents.right, isOnlyHere: shapes.isOnlyRight }, toLeft, toRight, movedFrom, (rightIndex, leftIndex) =>
+    isChanged(leftIndex, rightIndex),
+  )
   findMoved()
   return { toRight, toLeft, movedTo, movedFrom, approximate }
 
@@ -273,7 +275,7 @@ function slide(
   toOther: Int32Array,
   toThis: Int32Array,
   choose: (up: number, down: number, from: number, to: number) => number,
-  mayMove: (index: number, other: number) => boolean = () => true,
+  mayMove: (giver: number, taker: number, other: number) => boolean = () => true,
 ): void {
   const { length } = toOther
   for (let from = 0; from < length; from++) {
@@ -281,18 +283,18 @@ function slide(
     let to = from + 1
     while (to < length && toOther[to] === NONE) to++
     let up = 0
-    while (up < MAX_SLIDE && isFree(from - up - 1) && tokens[from - up - 1] === tokens[to - up - 1]) up++
+    while (up < MAX_SLIDE && isFree(from - up - 1, to - up - 1)) up++
     let down = 0
-    while (down < MAX_SLIDE && isFree(to + down) && tokens[to + down] === tokens[from + down]) down++
+    while (down < MAX_SLIDE && isFree(to + down, from + down)) down++
     const by = choose(up, down, from, to)
     for (let step = 1; step <= -by; step++) pass(from - step, to - step)
     for (let step = 0; step < by; step++) pass(to + step, from + step)
     from = Math.max(to, to + by)
   }
 
-  function isFree(index: number): boolean {
-    const other = toOther[index] ?? NONE
-    return other !== NONE && mayMove(index, other)
+  function isFree(giver: number, taker: number): boolean {
+    const other = toOther[giver] ?? NONE
+    return other !== NONE && tokens[giver] === tokens[taker] && mayMove(giver, taker, other)
   }
 
   function pass(giver: number, taker: number): void {
@@ -320,18 +322,39 @@ function slideTogether(tokens: Int32Array, toOther: Int32Array, toThis: Int32Arr
   })
 }
 
-/** Where nothing tells which of several like events is missing, it is the middle one: the others are then off by the least. */
-function slideToMiddle(
-  tokens: Int32Array,
+interface Placing {
+  shapes: Int32Array
+  contents: Int32Array
+  /** The other side has no event of this shape. */
+  isOnlyHere(shape: number): boolean
+}
+
+/**
+ * Which of several like events is missing: a block begins with what there is on this side only, where it has that. A step that was put in is then
+ * its start and what follows it, rather than the end of the step before and its start. Where nothing tells, it is the middle one: the others are
+ * then off by the least.
+ */
+function placeBlocks(
+  { shapes, contents, isOnlyHere }: Placing,
   toOther: Int32Array,
   toThis: Int32Array,
   moved: Int32Array,
   isChanged: (index: number, other: number) => boolean,
 ): void {
-  const middle = (up: number, down: number, from: number, to: number) =>
-    // What has moved has its place.
-    moved.subarray(from, to).some((there) => there !== NONE) ? 0 : Math.trunc((down - up) / 2)
-  slide(tokens, toOther, toThis, middle, isChanged)
+  // What has moved has its place.
+  const hasPlace = (from: number, to: number) => moved.subarray(from, to).some((there) => there !== NONE)
+  const begins = (index: number) => isOnlyHere(shapes[index] ?? 0)
+  const toItsStart = (up: number, down: number, from: number, to: number) => {
+    if (hasPlace(from, to)) return 0
+    for (let by = 0; by <= Math.max(up, down); by++) {
+      if (by <= down && begins(from + by)) return by
+      if (by <= up && begins(from - by)) return -by
+    }
+    return 0
+  }
+  slide(shapes, toOther, toThis, toItsStart, (giver, taker, other) => isChanged(giver, other) || contents[giver] === contents[taker])
+  const toTheMiddle = (up: number, down: number, from: number, to: number) => (hasPlace(from, to) || begins(from) ? 0 : Math.trunc((down - up) / 2))
+  slide(shapes, toOther, toThis, toTheMiddle, (giver, _, other) => isChanged(giver, other))
 }
 
 /** Indexes of events whose token is on the other side too. */
@@ -372,6 +395,8 @@ interface Tokens {
   readonly rightAt: Int32Array
   /** Once in each of the two runs. */
   isUnique(token: number): boolean
+  isOnlyLeft(token: number): boolean
+  isOnlyRight(token: number): boolean
 }
 
 /** Digests as small numbers, equal ones the same: then what is counted of each is an array. */
@@ -395,9 +420,9 @@ function intern(left: Float64Array, right: Float64Array): Tokens {
   }
   const leftTokens = Int32Array.from(left, number)
   const rightTokens = Int32Array.from(right, number)
-  const totals = new Int32Array(size)
+  const inLeft = new Int32Array(size)
   const inRight = new Int32Array(size)
-  for (const token of leftTokens) totals[token] = (totals[token] ?? 0) + 1
+  for (const token of leftTokens) inLeft[token] = (inLeft[token] ?? 0) + 1
   for (const token of rightTokens) inRight[token] = (inRight[token] ?? 0) + 1
   return {
     left: leftTokens,
@@ -406,6 +431,8 @@ function intern(left: Float64Array, right: Float64Array): Tokens {
     rightCount: new Int32Array(size),
     leftAt: new Int32Array(size),
     rightAt: new Int32Array(size),
-    isUnique: (token) => totals[token] === 1 && inRight[token] === 1,
+    isUnique: (token) => inLeft[token] === 1 && inRight[token] === 1,
+    isOnlyLeft: (token) => inRight[token] === 0,
+    isOnlyRight: (token) => inLeft[token] === 0,
   }
 }

@@ -35,7 +35,9 @@ export async function openBundleSide(
 ): Promise<Side> {
   try {
     const bundle = await openBundle(path, { maxBytes })
-    return await openEventsSide({ runId: bundle.manifest.runId, kind: 'bundle', name, events: () => bundle.events() }, maxEvents, rules, pauses)
+    const { runId, ranges } = bundle.manifest
+    const source = { runId, headSeq: ranges.canonical?.headSeq, kind: 'bundle' as const, name, events: () => bundle.events() }
+    return await openEventsSide(source, maxEvents, rules, pauses)
   } catch (error) {
     if (error instanceof BundleError) {
       const advice = isWrittenAnew && error.file === RAW_FILE ? WRITTEN_ANEW : ''

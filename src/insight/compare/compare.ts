@@ -45,6 +45,7 @@ export async function compare(left: Side, right: Side, options: CompareOptions):
   const { sections = [] } = options
   const wanted = new Set(sections.length > 0 ? sections : COMPARE_SECTIONS)
   const [one, other] = await Promise.all([facts(left, options), facts(right, options)])
+  const approximate = missingOf(left, right)
   const answer: Comparison = { left: one.side, right: other.side, ...summaryOf(one, other), approximate: false }
   if (wanted.has('participantsDiff')) answer.participantsDiff = participantsDiff(one, other)
   if (wanted.has('signalsDiff')) answer.signalsDiff = signalsDiff(one, other)
@@ -54,20 +55,18 @@ export async function compare(left: Side, right: Side, options: CompareOptions):
   if (wanted.has('policy')) answer.policy = policyDiff(one, other, options.ignore)
   if (wanted.has('configuration')) answer.configuration = configurationDiff(one, other, options.ignore)
   if (wanted.has('stateDiff')) answer.stateDiff = stateDiff(one, other, options.ignore)
+  if (approximate.length > 0) answer.approximate = approximate
   return answer
 
   async function compareEvents(): Promise<void> {
     const sides = { left, right }
     const [leftColumns, rightColumns] = await Promise.all([left.columns(), right.columns()])
-    const approximate: Approximation[] = []
     const note = (what: Approximation['what'], gaps: readonly Gap[]) => {
       for (const gap of gaps)
         approximate.push({ what, left: seqs(leftColumns, gap.leftFrom, gap.leftTo), right: seqs(rightColumns, gap.rightFrom, gap.rightTo) })
     }
-    // What retention has taken, or an export has left out, cannot be compared.
-    const [leftMissing, rightMissing] = [leftColumns, rightColumns].map(({ firstSeq }) => (firstSeq > 1 ? { fromSeq: 1, toSeq: firstSeq - 1 } : null))
-    if (leftMissing || rightMissing) approximate.push({ what: 'events', left: leftMissing ?? null, right: rightMissing ?? null })
     if (wanted.has('eventTypes')) answer.eventTypes = eventTypes(leftColumns, rightColumns)
+    if (wanted.has('artifacts')) answer.artifacts = await artifactsDiff(sides, leftColumns, rightColumns)
     if (wanted.has('firstDivergence') || wanted.has('events')) {
       const alignment = await align(leftColumns, rightColumns, pauses)
       note('events', alignment.approximate)
@@ -80,9 +79,17 @@ export async function compare(left: Side, right: Side, options: CompareOptions):
       note('steps', gaps)
       answer.steps = steps
     }
-    if (wanted.has('artifacts')) answer.artifacts = await artifactsDiff(sides, leftColumns, rightColumns)
-    if (approximate.length > 0) answer.approximate = approximate
   }
+}
+
+/** What retention has taken, or an export has left out, at the beginning and at the end, cannot be compared. */
+function missingOf(left: Side, right: Side): Approximation[] {
+  const range = (fromSeq: number, toSeq: number) => (fromSeq <= toSeq ? { fromSeq, toSeq } : null)
+  const ends = [
+    { left: range(1, left.firstSeq - 1), right: range(1, right.firstSeq - 1) },
+    { left: range(left.seq + 1, left.headSeq ?? 0), right: range(right.seq + 1, right.headSeq ?? 0) },
+  ]
+  return ends.filter((end) => end.left ?? end.right).map((end) => ({ what: 'events', ...end }))
 }
 
 function seqs({ firstSeq }: Columns, from: number, to: number) {

@@ -10,6 +10,8 @@ import { type Columns, createColumns, type Side } from './side.js'
 export interface EventsSource {
   runId: string
   kind: Side['kind']
+  /** The last event of the run: the source may end before it. */
+  headSeq?: number | undefined
   /** As it is called in messages. */
   name: string
   /** From the first event, in order; may be called more than once. */
@@ -59,6 +61,7 @@ export async function openEventsSide(source: EventsSource, maxEvents: number, ru
   return {
     runId: source.runId,
     seq: firstSeq + count - 1,
+    headSeq: source.headSeq,
     firstSeq,
     kind: source.kind,
     columns: async () => columns,

@@ -101,11 +101,15 @@ async function shapeDivergence(sides: Pair, left: Columns, right: Columns, place
   const [one, other] = await Promise.all([eventAt(sides.left, left, place.left), eventAt(sides.right, right, place.right)])
   const [here, there] = [one && described(one), other && described(other)]
   let why: string
+  const ends = (name: 'left' | 'right') => (hasMore(sides[name]) ? `What there is of the ${name} run ends` : `The ${name} run ends`)
   if (place.isMoved) why = `${here} is in both runs, at another place.`
-  else if (place.isOfLeft) why = there === null ? `The right run ends before ${here}.` : `The left run has ${here}; in the right run ${there} comes there.`
-  else why = here === null ? `The left run ends before ${there}.` : `The right run has ${there}; in the left run ${here} comes there.`
+  else if (place.isOfLeft) why = there === null ? `${ends('right')} before ${here}.` : `The left run has ${here}; in the right run ${there} comes there.`
+  else why = here === null ? `${ends('left')} before ${there}.` : `The right run has ${there}; in the left run ${here} comes there.`
   return { leftSeq: one?.seq ?? null, rightSeq: other?.seq ?? null, left: one, right: other, why }
 }
+
+/** In the run, but not in what is compared. */
+const hasMore = ({ seq, headSeq = 0 }: Side) => headSeq > seq
 
 async function contentDivergence(sides: Pair, left: Columns, right: Columns, place: Place, rules: Rules): Promise<ContentDivergence> {
   const [one, other] = await Promise.all([eventAt(sides.left, left, place.left), eventAt(sides.right, right, place.right)])

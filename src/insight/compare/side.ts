@@ -11,6 +11,8 @@ export interface Side {
   readonly firstSeq: number
   /** The last event that is compared. */
   readonly seq: number
+  /** The last event of the run, where the side is a part of it. */
+  readonly headSeq?: number | undefined
   readonly kind: 'run' | 'bundle'
   columns(): Promise<Columns>
   state(): Promise<FoldState>
