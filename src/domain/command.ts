@@ -58,6 +58,12 @@ export function assertWorks(command: CommandName, status: RunStatus, hint?: stri
   if (!from.includes(status)) throw refused(command, status, hint)
 }
 
+function assertNotCancelling(command: 'suspend' | 'resume', { cancelRequestedAt }: CommandedPlace): void {
+  if (cancelRequestedAt === null) return
+  const from = WORKS_FROM[command].join(', ')
+  throw new RunplaneError('INVALID_STATE_TRANSITION', `The run is being cancelled; ${command} works from ${from} as long as no cancellation is requested.`)
+}
+
 const msBetween = (from: string, to: string) => Math.max(0, Date.parse(to) - Date.parse(from))
 const later = (now: string, ms: number) => new Date(Date.parse(now) + ms).toISOString()
 
@@ -94,9 +100,10 @@ export function decideForcedCancel(run: CommandedRun, place: CommandedPlace, gra
 }
 
 export function decideSuspend(run: CommandedRun, place: CommandedPlace, { reason, by }: Because): DraftEvent[] {
-  if (run.status === 'suspended') return []
-  assertWorks('suspend', run.status, run.status === 'queued' ? 'A queue can be paused instead.' : undefined)
-  if (place.cancelRequestedAt !== null) throw new RunplaneError('INVALID_STATE_TRANSITION', 'The run is being cancelled, and cannot be suspended any more.')
+  // An agent that has suspended the run itself has its lease run on: that stops now.
+  if (run.status === 'suspended' && place.leaseExpiresAt === null) return []
+  if (run.status !== 'suspended') assertWorks('suspend', run.status, run.status === 'queued' ? 'A queue can be paused instead.' : undefined)
+  assertNotCancelling('suspend', place)
   return [
     event('run.suspended', place, {
       reason,
@@ -110,7 +117,7 @@ export function decideSuspend(run: CommandedRun, place: CommandedPlace, { reason
 export function decideResume(run: CommandedRun, place: CommandedPlace, { reason, by }: Because): DraftEvent[] {
   if (run.status === 'running' && run.wasSuspended) return []
   assertWorks('resume', run.status)
-  if (place.cancelRequestedAt !== null) throw new RunplaneError('INVALID_STATE_TRANSITION', 'The run is being cancelled, and cannot be resumed any more.')
+  assertNotCancelling('resume', place)
   return [
     event('run.resumed', place, {
       reason,

@@ -17,7 +17,7 @@ export const RunSource = Type.Object(
     format: Type.Optional(name),
     headers: Type.Optional(Type.Record(Type.String(), Type.String())),
     resume: Type.Optional(Type.Union([Type.Literal('last-event-id'), Type.Literal('query')])),
-    idleTimeoutMs: Type.Optional(Type.Integer({ minimum: 1 })),
+    idleTimeoutMs: Type.Optional(Type.Integer({ minimum: 100, maximum: 86_400_000 })),
   },
   closed,
 )

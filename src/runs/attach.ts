@@ -147,13 +147,13 @@ export function createAttach(deps: AttachDeps): Attach {
   async function renew(): Promise<void> {
     if (readers.size === 0) return
     const keys = [...readers.keys()]
-    const rows = await sql<{ run_key: string; status: RunStatus }[]>`
+    const rows = await sql<{ run_key: string; status: RunStatus; queue: string | null }[]>`
       with mine as (
         select run_key from run_sources where run_key = any(string_to_array(${keys.join(',')}, ',')::uuid[]) and owner_id = ${ownerId} order by run_key for update
       )
       update run_sources s set owner_expires_at = clock_timestamp() + ${config.SOURCE_LEASE_MS}::int * interval '1 ms'
-      from mine, runs r where s.run_key = mine.run_key and r.key = s.run_key returning s.run_key, r.status`
-    const alive = new Set(rows.flatMap(({ run_key, status }) => (isTerminal(status) ? [] : [run_key])))
+      from mine, runs r where s.run_key = mine.run_key and r.key = s.run_key returning s.run_key, r.status, r.queue`
+    const alive = new Set(rows.flatMap(({ run_key, status, queue }) => (isTerminal(status) || isGivenBack(status, queue) ? [] : [run_key])))
     for (const key of keys) if (!alive.has(key)) readers.get(key)?.aborter.abort()
   }
 
@@ -285,7 +285,7 @@ export function createAttach(deps: AttachDeps): Attach {
       }, config.SOURCE_LEASE_MS / 3)
     },
     committed(batch) {
-      if (isTerminal(batch.status)) readers.get(batch.runKey)?.aborter.abort()
+      if (isTerminal(batch.status) || batch.events.at(-1)?.type === 'run.released') readers.get(batch.runKey)?.aborter.abort()
       else if (batch.firstSeq === 1 || batch.status === 'starting' || batch.events.some((event) => event.type === 'run.retry_scheduled')) lookSoon()
     },
     get size() {
@@ -305,6 +305,9 @@ export function createAttach(deps: AttachDeps): Attach {
     },
   }
 }
+
+/** Nobody holds the run: it is read on once it has been claimed. */
+const isGivenBack = (status: RunStatus, queue: string | null) => status === 'queued' && queue !== null
 
 function openedEvents(source: ClaimedSource, { bound, recovers }: { bound: boolean; recovers: boolean }): DraftEvent[] {
   if (!bound) return [sessionEvent(source, 'session.stream.opened', 'opened')]

@@ -42,7 +42,7 @@ export function createRecovery({ sql, log, config, logger }: RecoveryDeps): Reco
   async function round(): Promise<void> {
     const stuck = await sql<StuckRun[]>`
       select r.key, r.status, r.last_seq, s.error as source_error from runs r left join run_sources s on s.run_key = r.key
-      where r.status in ('starting', 'binding_session') and r.lease_expires_at is null
+      where (r.status = 'binding_session' or r.status = 'starting' and r.lease_expires_at is null)
         and r.updated_at <= clock_timestamp() - interval '1 ms' *
           case r.status when 'starting' then ${config.STARTING_TIMEOUT_MS}::bigint else ${config.BINDING_TIMEOUT_MS}::bigint end
       order by random() limit ${ROUND_RUNS}`
@@ -64,7 +64,9 @@ export function createRecovery({ sql, log, config, logger }: RecoveryDeps): Reco
     try {
       await log.decide(run.key, ({ version, folds }, place) =>
         // Something came meanwhile: its time begins anew.
-        version === run.last_seq && folds.run.status === run.status && place.leaseExpiresAt === null ? [timedOut(run)] : [],
+        version === run.last_seq && folds.run.status === run.status && (run.status === 'binding_session' || place.leaseExpiresAt === null)
+          ? [timedOut(run)]
+          : [],
       )
     } catch (error) {
       logger.warn({ err: error, runKey: run.key }, 'a run that is stuck could not be failed; the next round tries again')

@@ -221,6 +221,28 @@ t.test('a source', async (t) => {
     t.equal((await runs.ended(id)).status, 'completed')
   })
 
+  await t.test('of a run that is given back is left until the run is claimed again', async (t) => {
+    const source = await sourceServer(t, (_request, response) => sse(response).write(frame(1, 'before')))
+    const id = newId()
+    await one.create({ id, queue: 'attached', source: { url: source.url } })
+    const tell = async (type: string, data: Record<string, unknown>) =>
+      one.log.append({ runKey: (await runs.run(id)).key, receivedAt: new Date().toISOString(), items: [], decide: () => [{ type, data }] })
+    const claim = () => tell('run.claimed', { workerId: 'w', leaseExpiresAt: new Date(Date.now() + 60_000).toISOString() })
+    await claim()
+    await runs.status(id, 'running')
+    await eventually('its event', async () => ((await runs.texts(id)).length === 1 ? true : undefined))
+    source.answer = (_request, response) => sse(response).end(COMPLETED)
+    await tell('run.released', { workerId: 'w' })
+    await eventually('the connection is closed', () => (source.connections() === 0 ? true : undefined))
+    const other = newId()
+    await one.create({ id: other, source: { url: source.url } })
+    await runs.ended(other)
+    t.match(await runs.source(id), { owner_id: null })
+    t.equal(source.requests.length, 2, 'its own before, and that of the other run')
+    await claim()
+    t.equal((await runs.ended(id)).status, 'completed')
+  })
+
   const retry = async (id: string, { append } = one.log) =>
     append({
       runKey: (await runs.run(id)).key,

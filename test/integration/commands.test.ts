@@ -243,6 +243,23 @@ t.test('an agent that suspends its run itself stops the clock as well', async (t
   t.match((await client.get<RunRecord>(`/runs/${runId}`)).body, { status: 'suspended' })
 })
 
+t.test('a run that its agent has suspended keeps its lease, until an operator suspends it as well', async (t) => {
+  const { runId } = await client.createRun({ id: newId(), queue: newId() })
+  type Held = RunRecord & { queue: string; lease: { leaseExpiresAt: string | null } }
+  const record = async () => (await client.get<Held>(`/runs/${runId}`)).body
+  await client.post('/runs/claim', { queue: (await record()).queue, workerId: 'w', leaseMs: 60_000 })
+  await client.append(runId, { type: 'run.suspended' }, { 'x-worker-id': 'w' })
+  t.match(await record(), { status: 'suspended', lease: { leaseExpiresAt: String } }, 'its worker is still there')
+  t.equal((await client.send('POST', `/runs/${runId}/suspend`, { body: { reason: 'stop', by: 'ops' } })).status, 200)
+  t.match(await lastOf(runId), { type: 'run.suspended', data: { reason: 'stop', by: 'ops', leaseRemainingMs: Number } })
+  t.equal((await record()).lease.leaseExpiresAt, null)
+  const { lastSeq } = await record()
+  t.equal((await command(runId, 'suspend')).status, 200)
+  t.equal((await record()).lastSeq, lastSeq, 'once')
+  t.equal((await command(runId, 'resume')).status, 200)
+  t.match(await record(), { status: 'running', lease: { leaseExpiresAt: String } })
+})
+
 interface BatchAnswer {
   done: number
   refused: number
