@@ -207,13 +207,14 @@ export function createSender(options: SenderOptions) {
     }
     learn(lane, outcome)
     const attempt = attemptOf(outcome)
-    const ended =
-      outcome.kind === 'answered' && outcome.status >= 200 && outcome.status < 300 ? 'delivered' : isGone(outcome) || claimed.leftMs <= 0 ? 'dead' : undefined
+    const isAccepted = outcome.kind === 'answered' && outcome.status >= 200 && outcome.status < 300
+    const ended = isAccepted ? 'delivered' : claimed.leftMs <= 0 ? 'dead' : undefined
     options.onAttempt?.({ outcome: ended ?? 'failed', durationMs: outcome.durationMs })
     if (isGone(outcome)) await disable(lane, endpoint.url)
     if (ended) return end(lane, claimed, ended, attempt, goOn && !closing && outcome.kind === 'answered' && !isGone(outcome))
     const asked = outcome.kind === 'answered' ? (outcome.retryAfterMs ?? 0) : 0
-    const waitMs = Math.max(retryDelayMs(claimed.attempts + 1, Math.random(), options.firstRetryMs), asked)
+    // What was gone is tried as soon as the webhook is enabled again, and what waits behind it then.
+    const waitMs = isGone(outcome) ? 0 : Math.max(retryDelayMs(claimed.attempts + 1, Math.random(), options.firstRetryMs), asked)
     await stored(() => outbox.putOff(claimed, attempt, Math.min(waitMs, claimed.leftMs)))
     return undefined
   }
