@@ -99,7 +99,8 @@ export async function* summaryCsv(
   const encode = (rows: unknown[][]) =>
     stringify(
       rows.map((row) => row.filter((_, index) => kept[index])),
-      { escape_formulas: true, record_delimiter: 'windows' },
+      // Of line breaks it quotes the delimiter alone.
+      { escape_formulas: true, record_delimiter: 'windows', quoted_match: /[\r\n]/ },
     )
   yield encode([names])
   for await (const rows of selectRuns(sql, workspaceId, selection))

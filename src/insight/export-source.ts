@@ -60,6 +60,8 @@ export interface ExportSubject {
   omissions: Omission[]
   complete: boolean
   nextSeq: number | undefined
+  /** As asked for, or as the run was redacted before it came here. */
+  profile: Profile
   redactor: Redactor | undefined
   /** Where a piece of so many bytes goes; memory of its own unless given. */
   allocate?: ((bytes: number) => Buffer) | undefined
@@ -173,6 +175,7 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
     async begin(workspaceId: string, runId: string, options: ExportOptions): Promise<ExportSubject> {
       const { row, fold } = await atHead(workspaceId, runId)
       const redactor = options.profile === 'full' ? undefined : await redactorFor(options.profile)
+      const redactedBefore = row.descriptor?.profile
       const text = (value: unknown) => JSON.stringify(redactor ? redactor.record(value) : value)
       const { last_seq: headSeq, first_seq: firstSeq } = row
       const { fromSeq = 1, limit } = options
@@ -197,9 +200,19 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
         canonical: options.canonical ? { from, to, head: headSeq } : undefined,
         raw,
         artifacts: stored,
-        omissions: omissionsOf(options, { from, to, headSeq, readableSeq, firstSeq, raw, firstRawSeq: row.first_raw_seq }),
+        omissions: omissionsOf(options, {
+          from,
+          to,
+          headSeq,
+          readableSeq,
+          firstSeq,
+          raw,
+          firstRawSeq: row.first_raw_seq,
+          redactedBefore: redactedBefore !== undefined,
+        }),
         complete: options.canonical && from === 1 && to === headSeq,
         nextSeq: to < readableSeq ? to + 1 : undefined,
+        profile: redactor ? options.profile : (redactedBefore ?? 'full'),
         redactor,
       }
     },
@@ -253,7 +266,7 @@ export function createExportSource({ sql, reader, runStates, prices, mask, artif
 
     async artifact(subject: ExportSubject, sha256: string): Promise<AsyncIterable<Buffer>> {
       const found = await artifacts.open(subject.workspaceId, sha256)
-      if (!found) throw new RunplaneError('NOT_FOUND', `Artifact ${sha256} was deleted while the run was exported.`)
+      if (!found) throw new RunplaneError('NOT_FOUND', `The content of artifact ${sha256} is not in the store any more. Export the run without artifacts.`)
       return found.body
     },
   }
@@ -267,10 +280,13 @@ interface Bounds {
   firstSeq: number
   firstRawSeq: number
   raw: EventRange | undefined
+  redactedBefore: boolean
 }
 
+const REDACTED = 'redacted'
+
 /** What of the run is not in the bundle, and why. */
-function omissionsOf(options: ExportOptions, { from, to, headSeq, readableSeq, firstSeq, firstRawSeq, raw }: Bounds): Omission[] {
+function omissionsOf(options: ExportOptions, { from, to, headSeq, readableSeq, firstSeq, firstRawSeq, raw, redactedBefore }: Bounds): Omission[] {
   const omissions: Omission[] = []
   const what = 'canonical_events'
   if (!options.canonical) omissions.push({ what, reason: 'not asked for', fromSeq: 1, toSeq: headSeq })
@@ -281,12 +297,12 @@ function omissionsOf(options: ExportOptions, { from, to, headSeq, readableSeq, f
     if (readableSeq < headSeq) omissions.push({ what, reason: 'the log is corrupt', fromSeq: readableSeq + 1, toSeq: headSeq })
   }
   const redacted = options.profile !== 'full'
-  if (!options.raw || redacted) omissions.push({ what: 'raw_events', reason: redacted ? 'redacted' : 'not asked for' })
+  if (!options.raw || redacted) omissions.push({ what: 'raw_events', reason: redacted ? REDACTED : 'not asked for' })
   else if (raw) {
-    if (firstRawSeq > 1) omissions.push({ what: 'raw_events', reason: NO_LONGER_KEPT, fromSeq: 1, toSeq: firstRawSeq - 1 })
+    if (firstRawSeq > 1) omissions.push({ what: 'raw_events', reason: redactedBefore ? REDACTED : NO_LONGER_KEPT, fromSeq: 1, toSeq: firstRawSeq - 1 })
     if (raw.from > Math.max(1, firstRawSeq)) omissions.push({ what: 'raw_events', reason: 'before fromSeq', fromSeq: firstRawSeq, toSeq: raw.from - 1 })
     if (raw.to < raw.head) omissions.push({ what: 'raw_events', reason: 'beyond the limit', fromSeq: raw.to + 1, toSeq: raw.head })
   }
-  if (!options.artifacts || redacted) omissions.push({ what: 'artifacts', reason: redacted ? 'redacted' : 'not asked for' })
+  if (!options.artifacts || redacted) omissions.push({ what: 'artifacts', reason: redacted ? REDACTED : 'not asked for' })
   return omissions
 }

@@ -42,7 +42,7 @@ export function createExporter(deps: ExportSourceDeps & { log: { error(details: 
         service: VERSION,
         runId,
         format: options.format,
-        profile: options.profile,
+        profile: subject.profile,
         headSeq: subject.headSeq,
         headRawSeq: subject.headRawSeq,
       } satisfies BundleHeader)

@@ -311,7 +311,12 @@ function rowOf(record: unknown, manifest: Manifest): ImportedRun {
     input: json(record.input),
     metadata: json(record.metadata),
     tags: record.tags ?? [],
-    descriptor: json({ participants: record.participants, session: record.session ?? undefined, source: record.source ?? undefined }),
+    descriptor: json({
+      participants: record.participants,
+      session: record.session ?? undefined,
+      source: record.source ?? undefined,
+      ...(manifest.profile !== 'full' && { profile: manifest.profile }),
+    }),
     last_raw_seq: manifest.headRawSeq,
     first_raw_seq: raw && raw.count > 0 && raw.toSeq === manifest.headRawSeq ? raw.fromSeq : manifest.headRawSeq + 1,
     created_at: time(record.createdAt),

@@ -248,7 +248,8 @@ export function eventsTable(before = SECTIONS.llm.initial()): EventTable {
             totalTokens: now.totalTokens - told.totalTokens,
             inputTokens: now.inputTokens - told.inputTokens,
             outputTokens: now.outputTokens - told.outputTokens,
-            costUsd: rounded(now.costUsd - told.costUsd),
+            // Nobody told a cost is not that it cost nothing.
+            ...(now.costUsd !== told.costUsd && { costUsd: rounded(now.costUsd - told.costUsd) }),
           }
         }
         told = now

@@ -55,6 +55,8 @@ interface Descriptor {
   participants?: Static<typeof Participant>[]
   session?: Record<string, unknown>
   source?: { headers?: Record<string, string> }
+  /** Of the redacted bundle that it was imported from. */
+  profile?: 'no-content' | 'hashed'
 }
 
 export interface RunTableRow {

@@ -555,6 +555,8 @@ for (const [name, open] of databases) {
         await database.sql`select string_agg(shape::text, ',' order by seq) as shapes from run_events_canonical where run_key = (select key from runs where id = 'original') and seq <= ${head}`
       t.ok(String(own?.shapes).startsWith(String(redacted?.shapes).split(',').slice(0, head).join(',')), 'and aligns with its original')
       t.notMatch(bundle.toString('latin1'), 'build 1')
+      const again = JSON.parse((await exportOf(url, `${profile}-${name}`, '?format=json&include=canonical,raw')).toString())
+      t.match(again.manifest, { profile, omissions: [{ what: 'raw_events', reason: 'redacted' }] }, 'and is never said to be the whole')
     }
   })
 

@@ -195,6 +195,10 @@ t.test('exports', async (t) => {
     const cell = (name: string) => row?.[names?.indexOf(name) ?? -1]
     t.equal(cell('cost_usd'), '2.5', 'by the prices, where the run told no cost, as in its metrics')
     t.equal(cell('duration_ms'), '0', 'not below zero, where clocks run backwards')
+    await post('/runs', { id: 'lines', kind: 'lines', name: 'a\nb' })
+    await post('/runs/lines/events', { type: 'run.failed', data: { error: { code: 'X', message: 'first\r=second' } } })
+    const quoted = (await get('/runs.csv?kind=lines')).bytes.toString()
+    t.match(quoted, /\r\nlines,"a\nb",.*,X,"first\r=second"/, 'a line break is within its cell')
     await post('/runs', { id: 'waits', kind: 'waiting' })
     const [, waiting] = (await get('/runs.csv?kind=waiting')).bytes.toString().split('\r\n', 2)
     t.equal(waiting?.split(',')[names?.indexOf('duration_ms') ?? -1], '', 'none, where the run has not ended')

@@ -80,7 +80,7 @@ export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = a
       const idempotencyKey = headers['idempotency-key']
       const id = told.id ?? (idempotencyKey === undefined ? uuidv7() : hashOf(idempotencyKey).slice(0, 32))
       const { stepId, id: _, ...rest } = told
-      const uri = told.uri ?? (told.sha256 === undefined ? undefined : `/runs/${encodeURIComponent(params.id)}/artifacts/${told.sha256}`)
+      const uri = told.uri ?? (told.sha256 === undefined ? undefined : uriOf(params.id, told.sha256))
       const data = { ...rest, ...(uri !== undefined && { uri }) }
       const event = {
         ...(idempotencyKey !== undefined && { id: `artifact:${idempotencyKey}` }),
@@ -117,7 +117,7 @@ export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = a
       if (!page) throw runNotFound(request.params.id)
       const events = page.items.map((item): CanonicalEvent => JSON.parse(item.toString('utf8')))
       const stored = new Map((await artifacts.list(runKey)).map((content) => [content.sha256, content]))
-      const data = events.map((event) => listed(event, stored))
+      const data = events.map((event) => listed(event, stored, request.params.id))
       return { data, headSeq: page.headSeq, ...(page.scannedTo < page.headSeq && { nextAfterSeq: page.scannedTo }) }
     },
   )
@@ -281,9 +281,12 @@ function knownMediaType(contentType: string | undefined): string {
   return contentType !== undefined && contentType.length <= 255 && /^[\w!#$&^.+'-]+\/[\w!#$&^.+'-]+ *(?:;[ -~]*)?$/.test(contentType) ? contentType : BINARY
 }
 
+const uriOf = (runId: string, sha256: string) => `/runs/${encodeURIComponent(runId)}/artifacts/${sha256}`
+
 function listed(
   { seq, ts, stepId, actor, subject, data }: CanonicalEvent,
   stored: ReadonlyMap<string, { bytes: number; mediaType: string }>,
+  runId: string,
 ): ArtifactList['data'][number] {
   const told: Readonly<Record<string, unknown>> = data
   const text = (name: string) => (typeof told[name] === 'string' ? { [name]: told[name] } : {})
@@ -295,6 +298,8 @@ function listed(
     ...text('label'),
     ...text('sha256'),
     ...text('uri'),
+    // Under the id that an imported run had, there may be another one.
+    ...(content !== undefined && String(told.uri).startsWith('/runs/') && { uri: uriOf(runId, String(told.sha256)) }),
     ...(typeof told.bytes === 'number' && { bytes: told.bytes }),
     ...(told.inline !== undefined && { inline: told.inline }),
     ...content,
