@@ -57,6 +57,6 @@ export function asEventId(value: unknown): string | undefined {
 export const EVENT_ID = `a text of 1 to ${MAX_ID_CHARS} characters, or an integer between -(2^53 - 1) and 2^53 - 1`
 
 /** An event that is kept although nothing could be made of it. */
-export function unmapped(reason: string): DraftEvent {
-  return { type: 'raw.received', data: { reason } }
+export function unmapped(reason: string, ts?: string): DraftEvent {
+  return { type: 'raw.received', ...(ts !== undefined && { ts }), data: { reason } }
 }

@@ -180,7 +180,8 @@ function markOf(run: RunWork, out: Rows): number {
 function appendOne(request: AppendRequest, run: RunWork, { known, receipts, owners }: Found, out: Rows): AppendReceipt {
   const repeat = findRepeat(request, run, receipts, out)
   if (repeat) return repeat
-  if (request.ifMatch !== undefined && request.ifMatch !== run.lastSeq) {
+  // RFC 9110, section 13.1.1: what has been done already succeeds, whatever the head is by now.
+  if (request.ifMatch !== undefined && request.ifMatch !== run.lastSeq && !isRepeat(request, known)) {
     throw new RunplaneError(
       'PRECONDITION_FAILED',
       `The run's head is ${run.lastSeq}, not ${request.ifMatch}. Read what came after ${request.ifMatch}, then decide again.`,

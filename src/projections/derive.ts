@@ -24,7 +24,8 @@ export interface ProgressFacts {
 export function runProgress({ run, progress, steps }: Readonly<ProgressFacts>): number | null {
   if (run.status === 'completed') return 100
   const told = progress.reported?.percentage ?? null
-  if (told !== null) return Math.round(told)
+  // 100 is what is complete.
+  if (told !== null) return told < 100 ? Math.min(99, Math.round(told)) : 100
   return steps.final === null ? progressOfSteps(steps) : steps.final.progress
 }
 

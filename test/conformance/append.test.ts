@@ -245,7 +245,11 @@ t.test('If-Match appends only at that head', async (t) => {
   const head = (await client.get<RunRecord>(`/runs/${runId}`)).body.lastSeq
   t.equal((await client.append(runId, event('a'), { 'if-match': `"${head}"` })).status, 200)
   isProblem(t, await client.append(runId, event('b'), { 'if-match': `"${head}"` }), 412, 'PRECONDITION_FAILED')
-  const answers = await Promise.all(Array.from({ length: 8 }, (_, index) => client.append(runId, event(`c${index}`), { 'if-match': `"${head + 1}"` })))
+  const named = { ...event('a'), id: 'named' }
+  const { headSeq } = (await client.append(runId, named, { 'if-match': `"${head + 1}"` })).body
+  t.match(await client.append(runId, named, { 'if-match': `"${head + 1}"` }), { status: 200, body: { duplicates: 1, headSeq } }, 'what has been done is done')
+  isProblem(t, await client.append(runId, { ...event('b'), id: 'named' }, { 'if-match': `"${head + 1}"` }), 412, 'PRECONDITION_FAILED')
+  const answers = await Promise.all(Array.from({ length: 8 }, (_, index) => client.append(runId, event(`c${index}`), { 'if-match': `"${headSeq}"` })))
   t.same(answers.map((answer) => answer.status).sort(), [200, ...Array(7).fill(412)], 'of eight at once one wins')
 })
 

@@ -71,6 +71,11 @@ t.test('creating a run', async (t) => {
   await t.test('takes an empty body', async (t) => {
     t.equal((await client.post('/runs', {})).status, 201)
   })
+  await t.test('says in words what an id may be', async (t) => {
+    const answer = await client.post<Problem>('/runs', { id: 'a b' })
+    isProblem(t, answer, 400, 'VALIDATION_ERROR')
+    t.match(answer.body.errors, [{ path: 'body/id', message: /^must be 1 to 128 letters, digits/ }])
+  })
   await t.test('refuses a field that it does not know, and names it', async (t) => {
     const answer = await client.post<Problem>('/runs', { name: 'n', colour: 'red' })
     isProblem(t, answer, 400, 'VALIDATION_ERROR')

@@ -22,6 +22,14 @@ export const bodiesPlugin = fastifyPlugin(
   async (app: FastifyInstance, { config }: { config: Pick<Config, 'BODY_TIMEOUT_MS'> }) => {
     app.removeContentTypeParser('text/plain')
 
+    // Many clients say that they send JSON with every request. Whether a body is needed is for the schema of the route.
+    const parseJson = app.getDefaultJsonParser('error', 'error')
+    app.removeContentTypeParser('application/json')
+    app.addContentTypeParser<string>('application/json', { parseAs: 'string' }, (request, body, done) => {
+      if (body === '') done(null)
+      else parseJson(request, body, done)
+    })
+
     app.addHook('preParsing', (request, reply, payload, done) => {
       const { 'content-encoding': encoding, 'content-type': type, 'content-length': bytes = '0', 'transfer-encoding': transfer } = request.headers
       const { gzip, streamed } = request.routeOptions.config

@@ -69,7 +69,9 @@ export function sendProblem(error: unknown, request: FastifyRequest, reply: Fast
   // Fastify closes the connection of a body that is too long, and a client that still writes sees that instead of the answer. Node reads on
   // and drops what is left; where that is too much to wait for, the connection does close.
   if (known.code === 'PAYLOAD_TOO_LARGE' && Number(request.headers['content-length']) <= MAX_DROPPED_BYTES) reply.removeHeader('connection')
-  if (known.status >= 500) request.log[known.code === 'INTERNAL' ? 'error' : 'warn']({ err: error }, `${request.method} failed: ${known.code}`)
+  // That a queue is full is told by the line of the request: an overloaded service has no time for more.
+  const isFull = known === error && known.code === 'OVERLOADED' && known.cause === undefined
+  if (known.status >= 500 && !isFull) request.log[known.code === 'INTERNAL' ? 'error' : 'warn']({ err: error }, `${request.method} failed: ${known.code}`)
   return reply
     .code(known.status)
     .headers(known.headers)

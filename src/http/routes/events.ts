@@ -8,7 +8,7 @@ import { toUtc } from '../../domain/time.js'
 import { RunplaneError, runNotFound } from '../../errors.js'
 import type { LogReader, PageRequest } from '../../log/read.js'
 import { parseSeq } from '../../tail/cursor.js'
-import { partsOf } from '../parts.js'
+import { typesOf } from '../parts.js'
 import {
   DEFAULT_PAGE_LIMIT,
   EventsPage,
@@ -75,7 +75,7 @@ export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypeb
         },
       },
       async (request, reply) => {
-        const { afterRawSeq: cursor, limit = DEFAULT_PAGE_LIMIT } = request.query
+        const { afterSeq, afterRawSeq: cursor = afterSeq, limit = DEFAULT_PAGE_LIMIT } = request.query
         const afterRawSeq = cursor === undefined ? 0 : parseSeq('afterRawSeq', cursor)
         const run = await log.findRun(request.access.workspaceId, request.params.id)
         if (!run) throw runNotFound(request.params.id)
@@ -127,7 +127,7 @@ function sendText(reply: FastifyReply, before: string, items: readonly Buffer[],
   return reply.type('application/json; charset=utf-8').send(Buffer.concat([Buffer.from(before), ...parts, Buffer.from(after)]))
 }
 
-function filterOf(query: Pick<EventsQuery, 'type' | 'subject' | 'afterTs' | 'beforeTs'>): NonNullable<PageRequest['filter']> {
+function filterOf(query: Pick<EventsQuery, 'type' | 'types' | 'subject' | 'afterTs' | 'beforeTs'>): NonNullable<PageRequest['filter']> {
   const time = (name: 'afterTs' | 'beforeTs') => {
     const text = query[name]
     if (text === undefined) return undefined
@@ -135,7 +135,7 @@ function filterOf(query: Pick<EventsQuery, 'type' | 'subject' | 'afterTs' | 'bef
     if (utc === undefined) throw new RunplaneError('VALIDATION_ERROR', `${name} must be an RFC 3339 time, such as 2026-11-21T08:00:00Z.`)
     return utc
   }
-  return { types: query.type === undefined ? undefined : partsOf(query.type), subject: query.subject, afterTs: time('afterTs'), beforeTs: time('beforeTs') }
+  return { types: typesOf(query), subject: query.subject, afterTs: time('afterTs'), beforeTs: time('beforeTs') }
 }
 
 function encodeCursor({ runKey, seq }: { runKey: string; seq: number }): string {

@@ -13,7 +13,7 @@ import type { LogReader, RunHead } from '../../log/read.js'
 import { cursorBeyondHead, parseCompoundCursor, parseCursor } from '../../tail/cursor.js'
 import type { Hub } from '../../tail/hub.js'
 import { type EventStreamOptions, openEventStream, STREAM_HEADERS } from '../../tail/sse.js'
-import { partsOf } from '../parts.js'
+import { typesOf } from '../parts.js'
 import { EventStreamAnswer, ManyStreamQuery, RunParams, StreamHeaders, StreamQuery } from '../schemas/reading.js'
 
 /** The state as readers see it, with the seq that it has folded. */
@@ -119,9 +119,10 @@ function nothingMore(reply: FastifyReply) {
   return reply.code(204).header('cache-control', STREAM_HEADERS['cache-control']).send(null)
 }
 
-function filterOf(query: Pick<StreamQuery, 'types' | 'subject'>) {
-  if (query.types === undefined && query.subject === undefined) return undefined
-  return { types: query.types === undefined ? undefined : partsOf(query.types), subject: query.subject }
+function filterOf(query: Pick<StreamQuery, 'type' | 'types' | 'subject'>) {
+  const types = typesOf(query)
+  if (types === undefined && query.subject === undefined) return undefined
+  return { types, subject: query.subject }
 }
 
 function runIdsOf(list: string): string[] {

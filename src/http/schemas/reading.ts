@@ -19,14 +19,9 @@ const afterSeqOfPage = Type.Optional(
 )
 const boolean = (description: string) =>
   Type.Optional(Type.Unsafe<'true' | 'false'>({ type: 'string', enum: ['true', 'false'], default: 'false', description }))
-const types = Type.Optional(
-  Type.String({
-    minLength: 1,
-    maxLength: 4096,
-    description: 'event types, separated by commas; the others are left out',
-    examples: ['step.started,step.completed'],
-  }),
-)
+const types = (description: string) => Type.Optional(Type.String({ minLength: 1, maxLength: 4096, description, examples: ['step.started,step.completed'] }))
+/** Pages call it `type`, streams `types`; each takes the other name as well. */
+const typeNames = { type: types('event types, separated by commas; the others are left out'), types: types('the same as `type`') }
 const subject = Type.Optional(
   Type.String({
     pattern: pattern('^[^/]+/.+$', 'kind/id, such as step/build'),
@@ -38,14 +33,14 @@ const subject = Type.Optional(
 const time = (description: string) => Type.Optional(Type.String({ description, examples: ['2026-11-21T08:00:00Z'] }))
 
 const filters = {
-  type: types,
+  ...typeNames,
   subject,
   afterTs: time('only events whose `ts` is later (RFC 3339)'),
   beforeTs: time('only events whose `ts` is earlier (RFC 3339)'),
 }
 
 const tailing = {
-  types,
+  ...typeNames,
   subject,
   follow: boolean('stay past the end of the run'),
   heartbeatMs: Type.Optional(Type.Integer({ minimum: 1000, maximum: 3_600_000, description: 'milliseconds between heartbeats; none: STREAM_HEARTBEAT_MS' })),
@@ -72,6 +67,7 @@ export type EventsQuery = Static<typeof EventsQuery>
 
 export const RawQuery = Type.Object({
   afterRawSeq: Type.Optional(Type.String({ description: 'the rawSeq of the last raw event that you have; none: from the start', examples: ['0'] })),
+  afterSeq: Type.Optional(Type.String({ description: 'the same, under the name that pages of canonical events have for it', examples: ['0'] })),
   limit,
 })
 export type RawQuery = Static<typeof RawQuery>

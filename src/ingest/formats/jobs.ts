@@ -114,15 +114,15 @@ function actorOf(actor: unknown): Reference | undefined {
 }
 
 function draftOf(type: string | undefined, value: Fields, eventId: string | undefined): DraftEvent {
-  if (type === undefined) return unmapped('/type: expected a text, such as step.output')
-  if (eventId === undefined && readText(value, 'id') !== undefined) return unmapped(`/id: expected ${EVENT_ID}`)
   const timestamp = read(value, 'timestamp')
   const ts = typeof timestamp === 'number' ? fromEpochMs(timestamp) : typeof timestamp === 'string' ? toUtc(timestamp) : undefined
+  if (type === undefined) return unmapped('/type: expected a text, such as step.output', ts)
+  if (eventId === undefined && readText(value, 'id') !== undefined) return unmapped(`/id: expected ${EVENT_ID}`, ts)
   if (timestamp !== undefined && ts === undefined) return unmapped('/timestamp: expected a time as in RFC 3339, or milliseconds since the Unix epoch')
   const payload = read(value, 'payload') ?? {}
-  if (!isFields(payload)) return unmapped('/payload: expected an object')
+  if (!isFields(payload)) return unmapped('/payload: expected an object', ts)
   const map = EVENTS.get(type) ?? (type.startsWith('gate.') ? (event: JobEvent) => gate(type, event) : undefined)
-  if (map === undefined) return unmapped(`The jobs format has no type ${JSON.stringify(type.slice(0, 128))}.`)
+  if (map === undefined) return unmapped(`The jobs format has no type ${JSON.stringify(type.slice(0, 128))}.`, ts)
   const event: JobEvent = { eventId, jobId: readText(value, 'jobId'), stepId: readText(value, 'stepId') ?? readText(payload, 'stepId'), payload }
   const { subject, data, type: canonicalType } = map(event)
   const actor = actorOf(read(value, 'actor'))

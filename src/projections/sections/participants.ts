@@ -95,7 +95,7 @@ function touch(state: ParticipantsFold, id: string, event: CanonicalEvent): void
 
 function tally(state: ParticipantsFold, event: CanonicalEvent, what: 'messages' | 'signals' | null, confidence?: number): void {
   const sender = senderOf(event)
-  if (sender === undefined || (what === null && confidence === undefined)) return
+  if (sender === undefined) return
   const id = idOf(sender)
   let known = state.tallies.get(id)
   if (known === undefined) {

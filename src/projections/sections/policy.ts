@@ -50,6 +50,8 @@ function castVote(state: PolicyFold, event: EventOf<'proposal.created' | 'propos
   const vote = voteOf(event.data)
   if (vote === null) return
   const proposalId = idOf(event.data.proposalId ?? event.subject.id)
+  // What comes when it has been decided, or when the run is over, decides no more.
+  if (event.late === true || (state.decided !== null && state.decided.proposalId === proposalId)) return
   const tally = state.tallies.get(proposalId) ?? { allow: 0, deny: 0 }
   if (keep(state.tallies, proposalId, tally, MAX_TALLIES)) state.dropped += 1
   const sender = senderOf(event)

@@ -225,6 +225,6 @@ export const steps = defineSection({
       const said = state.notes.get(step.id)
       return { ...present(step), ...(said && present(said)), status: abandoned ? ('abandoned' as const) : step.status }
     })
-    return { steps: list, attempt, total, running, completed, failed, skipped, outputs, dropped, truncated }
+    return { steps: list, attempt, total, running: over ? 0 : running, completed, failed, skipped, outputs, dropped, truncated }
   },
 })
