@@ -4,6 +4,7 @@ import type { ErrorCode } from '../errors.js'
 import type { Format, NormalizeContext } from './format.js'
 import { normalizeItem } from './normalize.js'
 import type { RawItem } from './raw-item.js'
+import { isSameContent } from './same-content.js'
 import { subjectOf } from './subject.js'
 
 /** Stands where the log will put a number or an id of its own. */
@@ -14,42 +15,57 @@ export type ExplainedEvent = Omit<DraftEvent, 'subject'> & { subject: Reference 
 
 export type ExplainedItem =
   | { index: number; status: 'would_store'; rawType: string; eventId?: string; source: { kind: SourceKind; name: string }; events: ExplainedEvent[] }
+  | { index: number; status: 'duplicate'; duplicateOf: number; eventId: string; source: { kind: SourceKind; name: string } }
   | { index: number; status: 'rejected'; code: ErrorCode; detail: string }
 
 export interface Explanation {
   format: string
   version: number
-  /** Items that would be stored, items that would be rejected, and canonical events that would be `raw.received`. */
+  /** Items that would be stored, that would be rejected, that repeat others of the payload, and canonical events that would be `raw.received`. */
   wouldStore: number
   rejected: number
+  duplicates: number
   unmapped: number
   results: ExplainedItem[]
 }
 
-function explainItem(format: Format, item: RawItem, index: number, context: NormalizeContext): ExplainedItem {
+/** By source name and event id. */
+type Told = Map<string, { index: number; text: string }>
+
+function explainItem(format: Format, item: RawItem, index: number, context: NormalizeContext, told: Told): ExplainedItem {
   const result = item.ok ? normalizeItem(format, item.value, context) : item
   if (!result.ok) return { index, status: 'rejected', code: result.code, detail: result.detail }
   const { eventId, sourceKind, sourceName, rawType } = result
+  const source = { kind: sourceKind, name: sourceName }
+  if (eventId !== undefined && item.ok) {
+    const key = `${sourceName}\n${eventId}`
+    const before = told.get(key)
+    if (before === undefined) told.set(key, { index, text: item.text })
+    else if (isSameContent(before.text, item.text)) return { index, status: 'duplicate', duplicateOf: before.index, eventId, source }
+    else return { index, status: 'rejected', code: 'IDEMPOTENCY_CONFLICT', detail: `Item ${before.index} has the event id '${eventId}' for other content.` }
+  }
   return {
     index,
     status: 'would_store',
     rawType,
     ...(eventId !== undefined && { eventId }),
-    source: { kind: sourceKind, name: sourceName },
+    source,
     events: result.events.map((draft) => ({ ...draft, subject: subjectOf(draft, RUN_ID, RAW_SEQ) })),
   }
 }
 
 /** @param items as `splitJsonBody` or an NDJSON splitter cuts them. An event without `ts` gets the time of its receipt. */
 export function explain(format: Format, items: readonly RawItem[], context: NormalizeContext): Explanation {
-  const results = items.map((item, index) => explainItem(format, item, index, context))
+  const told: Told = new Map()
+  const results = items.map((item, index) => explainItem(format, item, index, context, told))
   const events = results.flatMap((result) => (result.status === 'would_store' ? result.events : []))
-  const rejected = results.filter((result) => result.status === 'rejected').length
+  const count = (status: ExplainedItem['status']) => results.filter((result) => result.status === status).length
   return {
     format: format.name,
     version: format.version,
-    wouldStore: results.length - rejected,
-    rejected,
+    wouldStore: count('would_store'),
+    rejected: count('rejected'),
+    duplicates: count('duplicate'),
     unmapped: events.filter((event) => event.type === 'raw.received').length,
     results,
   }

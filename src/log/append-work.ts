@@ -8,6 +8,7 @@ import { type Placement, placementAfter } from '../domain/placement.js'
 import { assertHolder } from '../domain/queue.js'
 import { isTerminal, type RunStatus } from '../domain/run.js'
 import { RunplaneError } from '../errors.js'
+import { isSameContent } from '../ingest/same-content.js'
 import { subjectOf } from '../ingest/subject.js'
 import { type FoldState, foldEvent } from '../projections/fold.js'
 import { changesUsage } from '../projections/usage.js'
@@ -15,7 +16,6 @@ import type { AppendItem, AppendOutcome, AppendReceipt, AppendRequest, ItemResul
 import type { CommittedBatch, CommittedEvent } from './committed.js'
 import type { LogCorrupt, RowError } from './corrupt.js'
 import { type EventRows, noEventRows } from './event-rows.js'
-import { isSameContent } from './same-content.js'
 
 /** Who the control plane is in `source`. Its events have no raw event: their rawSeq is 0. */
 const CONTROL_PLANE = 'runplane'

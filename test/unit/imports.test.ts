@@ -35,6 +35,7 @@ const PURE_PACKAGES = [
   'node:crypto',
   'node:buffer',
   'node:string_decoder',
+  'node:util',
   '@sinclair/typebox',
   '@sinclair/typebox/value',
   '@sinclair/typebox/compiler',

@@ -1,7 +1,7 @@
 /** What a repeat under an event id may change: how it is written, never what it says. */
 import fc from 'fast-check'
 import t from 'tap'
-import { isSameContent } from '../../src/log/same-content.js'
+import { isSameContent } from '../../src/ingest/same-content.js'
 
 const inEvent = (value: string) => `{"id":"1","type":"custom.emitted","data":{"name":"n","value":${value}}}`
 const same = (left: string, right: string) => isSameContent(inEvent(left), inEvent(right))

@@ -87,11 +87,13 @@ export const ExplainAnswer = Type.Object(
     version: Type.Integer({ description: 'of the format' }),
     wouldStore: Type.Integer({ minimum: 0 }),
     rejected: Type.Integer({ minimum: 0 }),
+    duplicates: Type.Integer({ minimum: 0, description: 'what repeats another item of this payload; what is stored already is not looked at' }),
     unmapped: Type.Integer({ minimum: 0, description: 'what would become raw.received' }),
     results: Type.Array(
       Type.Object({
         index: Type.Integer({ minimum: 0 }),
-        status: Type.Union([Type.Literal('would_store'), Type.Literal('rejected')]),
+        status: Type.Union([Type.Literal('would_store'), Type.Literal('duplicate'), Type.Literal('rejected')]),
+        duplicateOf: Type.Optional(Type.Integer({ minimum: 0, description: 'the item of this payload that it repeats' })),
         rawType: Type.Optional(Type.String()),
         eventId: Type.Optional(Type.String()),
         source: Type.Optional(Type.Object({ kind: Type.String(), name: Type.String() })),

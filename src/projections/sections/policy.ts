@@ -148,7 +148,9 @@ function quorumOf(state: PolicyFold, run: RunFold): 'pending' | 'reached' | 'fai
   if (state.allowed > 0) return 'reached'
   // A runtime that evaluates a commitment without telling has let it pass when the decision is final.
   if (state.decided) return state.decided.outcomePositive === false ? 'failed' : 'reached'
-  const concerned = state.resolvedAt !== null || state.expected !== null || state.denied > 0 || state.denials.length > 0 || state.tallies.size > 0
+  // A session has a mode, and with it the question.
+  const concerned =
+    run.modeName !== null || state.resolvedAt !== null || state.expected !== null || state.denied > 0 || state.denials.length > 0 || state.tallies.size > 0
   if (!concerned) return null
   return run.status === 'failed' || run.status === 'cancelled' ? 'failed' : 'pending'
 }

@@ -61,6 +61,7 @@ t.test('explain shows each item with its defaults filled, and changes nothing of
     version: 1,
     wouldStore: 2,
     rejected: 2,
+    duplicates: 0,
     unmapped: 0,
     results: [
       {
@@ -80,6 +81,18 @@ t.test('explain shows each item with its defaults filled, and changes nothing of
       },
       { index: 2, status: 'rejected', code: 'VALIDATION_ERROR', detail: '/data/text: is required (type step.output)' },
       { index: 3, status: 'rejected', code: 'VALIDATION_ERROR', detail: 'An event is a JSON object, not a number.' },
+    ],
+  })
+  const repeats = '[{"id":"1","type":"a.b"},{"id":"1", "type":"a.b"},{"id":"1","type":"a.c"},{"id":"1","source":"w","type":"a.c"}]'
+  t.match(explain(formatFor(undefined, undefined), splitJsonBody(Buffer.from(repeats), limits), context), {
+    wouldStore: 2,
+    rejected: 1,
+    duplicates: 1,
+    results: [
+      { status: 'would_store' },
+      { status: 'duplicate', duplicateOf: 0 },
+      { status: 'rejected', code: 'IDEMPOTENCY_CONFLICT' },
+      { status: 'would_store' },
     ],
   })
   const jobs = explain(formatFor(undefined, 'jobs'), splitJsonBody(Buffer.from('{"type":"job.exploded"}'), limits), context)
