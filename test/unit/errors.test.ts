@@ -78,6 +78,21 @@ t.test('what the validator says becomes a field and a sentence', async (t) => {
   t.same(validationFields([error('type', '/afterSeq', { type: 'string' }, 'must be string')], 'querystring'), [
     { path: 'query/afterSeq', message: 'must be given once' },
   ])
+  const at = (schemaPath: string, ...args: Parameters<typeof error>) => ({ ...error(...args), schemaPath })
+  t.same(
+    validationFields(
+      [
+        at('#/left/anyOf/0/type', 'type', '/left', { type: 'string' }, 'must be string'),
+        at('#/left/anyOf/1/properties/seq/minimum', 'minimum', '/left/seq', {}, 'must be >= 1'),
+        at('#/left/anyOf/2/required', 'required', '/left', { missingProperty: 'bundle' }),
+        at('#/left/anyOf/2/additionalProperties', 'additionalProperties', '/left', { additionalProperty: 'runId' }),
+        at('#/left/anyOf', 'anyOf', '/left', {}, 'must match a schema in anyOf'),
+      ],
+      'body',
+    ),
+    [{ path: 'body/left/seq', message: 'must be >= 1' }],
+    'of a union, the nearest member',
+  )
   t.match(validationFields([error('pattern', '/id', { pattern: RUN_ID_PATTERN }, 'must match pattern')], 'params'), [
     { path: 'params/id', message: /^must be 1 to 128 letters, digits/ },
   ])
