@@ -260,6 +260,13 @@ t.test('a run that its agent has suspended keeps its lease, until an operator su
   t.match(await record(), { status: 'running', lease: { leaseExpiresAt: String } })
 })
 
+t.test('a command whose body says nothing may have none, whatever its type', async (t) => {
+  const { runId } = await client.createRun({ id: newId() })
+  const headers = { 'content-type': 'application/json' }
+  t.equal((await client.send('POST', `/runs/${runId}/cancel`, { body: '', headers })).status, 200)
+  t.equal((await client.send('DELETE', `/runs/${runId}`, { body: '', headers })).status, 204)
+})
+
 interface BatchAnswer {
   done: number
   refused: number

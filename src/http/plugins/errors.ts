@@ -93,6 +93,7 @@ export function catalogued(error: unknown, request?: FastifyRequest): RunplaneEr
   const { code = '', validation, validationContext, statusCode = 500 } = error as Partial<FastifyError>
   if (validation) {
     const errors = validationFields(validation, validationContext)
+    if (validationContext === 'body' && request?.body === undefined) return new RunplaneError('VALIDATION_ERROR', EMPTY, { errors })
     return new RunplaneError('VALIDATION_ERROR', summary(errors), { errors })
   }
   const own = FRAMEWORK_ERRORS[code]
@@ -104,6 +105,7 @@ export function catalogued(error: unknown, request?: FastifyRequest): RunplaneEr
   return new RunplaneError('INTERNAL', INTERNAL_DETAIL, { cause: error })
 }
 
+const EMPTY = 'The body is empty, and JSON is wanted.'
 const BROKE_OFF = 'The request broke off before its end. Send it again.'
 const INTERNAL_DETAIL = 'Something went wrong here. The log has the cause under this requestId.'
 
@@ -119,7 +121,6 @@ const FRAMEWORK_ERRORS: Record<string, { code: ErrorCode; detail: (request?: Fas
     detail: (request) => `Content-Type '${(request?.headers['content-type'] ?? '').slice(0, 100)}' is not known here. Send application/json.`,
   },
   FST_ERR_CTP_EMPTY_TYPE: { code: 'UNSUPPORTED_FORMAT', detail: () => 'The body has no Content-Type. Send application/json.' },
-  FST_ERR_CTP_EMPTY_JSON_BODY: { code: 'VALIDATION_ERROR', detail: () => 'The body is empty, and JSON is wanted.' },
   FST_ERR_CTP_INVALID_JSON_BODY: { code: 'VALIDATION_ERROR', detail: () => 'The body is not valid JSON, or has a member __proto__ or constructor.prototype.' },
   FST_ERR_CTP_INVALID_CONTENT_LENGTH: { code: 'VALIDATION_ERROR', detail: () => 'The body is not as long as its Content-Length says.' },
   FST_ERR_BAD_URL: {
