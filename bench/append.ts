@@ -9,7 +9,7 @@
  */
 import { performance } from 'node:perf_hooks'
 import { copiedRun, insertMany, insertOne, templates } from './copied-rows.js'
-import { compared, inTurns, rateOf, seconds } from './measure.js'
+import { compared, inTurns, rateOf, seconds, WARM_UP_MS } from './measure.js'
 import type { Service } from './process.js'
 import type { Scenario } from './scenario.js'
 import { must, openConnection, openConnections } from './wire.js'
@@ -17,8 +17,6 @@ import { createRun, fill, post } from './workload.js'
 
 const ROUNDS = 5
 const ROUND_MS = 3000
-/** V8 goes on making a busy service faster for seconds: what is measured is one that has been in use. */
-const WARM_UP_MS = 5000
 
 /** Counts what is appended in the rounds, and the CPU time that it took the service. */
 function meter(service: Service) {

@@ -10,7 +10,7 @@
  */
 import { readFile } from 'node:fs/promises'
 import type { Sql } from 'postgres'
-import { against, inTurns, type Pair, type Row, rateOf, until } from './measure.js'
+import { against, inTurns, type Pair, type Row, rateOf, until, WARM_UP_MS } from './measure.js'
 import type { Service } from './process.js'
 import type { Scenario } from './scenario.js'
 import { type Connection, must, openConnections, request } from './wire.js'
@@ -18,8 +18,6 @@ import { type Connection, must, openConnections, request } from './wire.js'
 const WORKERS = 32
 const ROUNDS = 5
 const ROUND_MS = 3000
-/** V8 goes on making a busy service faster for seconds: what is measured is one that has been in use. */
-const WARM_UP_MS = 5000
 const BACKLOG = 100_000
 /** More than the workers can do in a round. */
 const ROUND_RUNS = 15_000

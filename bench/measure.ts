@@ -1,6 +1,9 @@
 /** Statistics of a benchmark: what is measured against a baseline is measured in turns with it, and compared pair by pair. */
 import { performance } from 'node:perf_hooks'
 
+/** V8 goes on making a busy service faster for seconds: what is measured is one that has been in use. */
+export const WARM_UP_MS = 5000
+
 export interface Pair {
   ours: number
   baseline: number

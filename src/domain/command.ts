@@ -101,8 +101,9 @@ export function decideForcedCancel(run: CommandedRun, place: CommandedPlace, gra
 
 export function decideSuspend(run: CommandedRun, place: CommandedPlace, { reason, by }: Because): DraftEvent[] {
   // An agent that has suspended the run itself has its lease run on: that stops now.
-  if (run.status === 'suspended' && place.leaseExpiresAt === null) return []
-  if (run.status !== 'suspended') assertWorks('suspend', run.status, run.status === 'queued' ? 'A queue can be paused instead.' : undefined)
+  const isSuspended = run.status === 'suspended'
+  if (isSuspended && place.leaseExpiresAt === null) return []
+  if (!isSuspended) assertWorks('suspend', run.status, run.status === 'queued' ? 'A queue can be paused instead.' : undefined)
   assertNotCancelling('suspend', place)
   return [
     event('run.suspended', place, {

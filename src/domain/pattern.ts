@@ -8,8 +8,11 @@ export function pattern(regex: string, asks: string): string {
   return regex
 }
 
-/** What a pattern asks for; undefined where nobody has said it. */
-export const inWords = (regex: string): string | undefined => words.get(regex)
+/** The sentence about a text that does not match; undefined where nobody has said what the pattern asks for. */
+export function mustBe(regex: string): string | undefined {
+  const asks = words.get(regex)
+  return asks && `must be ${asks}`
+}
 
 export const SHA256_PATTERN = pattern('^[0-9a-f]{64}$', '64 lower-case hexadecimal digits')
 /** What the database can hold. */

@@ -1,7 +1,7 @@
 /** Checks the body that creates a run, in either of its forms, and tells all that is wrong with it. */
-import { FormatRegistry, type TSchema } from '@sinclair/typebox'
+import { FormatRegistry } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
-import { inWords } from '../domain/pattern.js'
+import { mustBe } from '../domain/pattern.js'
 import { CreateRun, isRunDescriptor, planOfDescriptor, RunDescriptor, type RunPlan } from '../domain/run-request.js'
 import { toUtc } from '../domain/time.js'
 import { type ProblemField, RunplaneError } from '../errors.js'
@@ -23,15 +23,9 @@ export function checkRun(body: unknown): ProblemField[] {
   for (const { path, message, schema: part } of schema.Errors(body)) {
     if (errors.length >= MAX_ERRORS) break
     // What is missing is of the wrong type, too.
-    if (errors.at(-1)?.path !== `body${path}`) errors.push({ path: `body${path}`, message: PLAIN[message] ?? asked(part) ?? message })
+    if (errors.at(-1)?.path !== `body${path}`) errors.push({ path: `body${path}`, message: PLAIN[message] ?? mustBe(part.pattern) ?? message })
   }
   return errors
-}
-
-/** What a pattern asks for. */
-function asked({ pattern }: TSchema): string | undefined {
-  const words = typeof pattern === 'string' ? inWords(pattern) : undefined
-  return words && `must be ${words}`
 }
 
 /** @throws VALIDATION_ERROR with all that is wrong */

@@ -38,7 +38,7 @@ function explainItem(format: Format, item: RawItem, index: number, context: Norm
   const { eventId, sourceKind, sourceName, rawType } = result
   const source = { kind: sourceKind, name: sourceName }
   if (eventId !== undefined && item.ok) {
-    const key = `${sourceName}\n${eventId}`
+    const key = JSON.stringify([sourceName, eventId])
     const before = told.get(key)
     if (before === undefined) told.set(key, { index, text: item.text })
     else if (isSameContent(before.text, item.text)) return { index, status: 'duplicate', duplicateOf: before.index, eventId, source }

@@ -285,8 +285,9 @@ export function createAttach(deps: AttachDeps): Attach {
       }, config.SOURCE_LEASE_MS / 3)
     },
     committed(batch) {
-      if (isTerminal(batch.status) || batch.events.at(-1)?.type === 'run.released') readers.get(batch.runKey)?.aborter.abort()
-      else if (batch.firstSeq === 1 || batch.status === 'starting' || batch.events.some((event) => event.type === 'run.retry_scheduled')) lookSoon()
+      const has = (type: string) => batch.events.some((event) => event.type === type)
+      if (isTerminal(batch.status) || (batch.status === 'queued' && has('run.released'))) readers.get(batch.runKey)?.aborter.abort()
+      else if (batch.firstSeq === 1 || batch.status === 'starting' || has('run.retry_scheduled')) lookSoon()
     },
     get size() {
       return readers.size

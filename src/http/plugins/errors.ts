@@ -70,7 +70,7 @@ export function sendProblem(error: unknown, request: FastifyRequest, reply: Fast
   // and drops what is left; where that is too much to wait for, the connection does close.
   if (known.code === 'PAYLOAD_TOO_LARGE' && Number(request.headers['content-length']) <= MAX_DROPPED_BYTES) reply.removeHeader('connection')
   // That a queue is full is told by the line of the request: an overloaded service has no time for more.
-  const isFull = known === error && known.code === 'OVERLOADED' && known.cause === undefined
+  const isFull = known.code === 'OVERLOADED' && known.cause === undefined
   if (known.status >= 500 && !isFull) request.log[known.code === 'INTERNAL' ? 'error' : 'warn']({ err: error }, `${request.method} failed: ${known.code}`)
   return reply
     .code(known.status)

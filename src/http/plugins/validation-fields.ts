@@ -1,6 +1,6 @@
 /** What ajv says about a request, in words that help: the field, and what it should be. */
 import type { FastifySchemaValidationError } from 'fastify'
-import { inWords } from '../../domain/pattern.js'
+import { mustBe } from '../../domain/pattern.js'
 import type { ProblemField } from '../../errors.js'
 
 const MAX_FIELDS = 20
@@ -59,10 +59,8 @@ function describe({ keyword, instancePath, params, message }: FastifySchemaValid
       return { path: instancePath, message: `must be ${[params.allowedValues].flat().join(' or ')}` }
     case 'const':
       return { path: instancePath, message: `must be ${params.allowedValue}` }
-    case 'pattern': {
-      const asked = inWords(String(params.pattern))
-      return { path: instancePath, message: asked === undefined ? (message ?? 'is not valid') : `must be ${asked}` }
-    }
+    case 'pattern':
+      return { path: instancePath, message: mustBe(String(params.pattern)) ?? message ?? 'is not valid' }
     case 'type':
       // All in a query is text, unless it comes several times.
       return { path: instancePath, message: context === 'querystring' && params.type === 'string' ? 'must be given once' : (message ?? 'is not valid') }

@@ -281,6 +281,8 @@ function knownMediaType(contentType: string | undefined): string {
   return contentType !== undefined && contentType.length <= 255 && /^[\w!#$&^.+'-]+\/[\w!#$&^.+'-]+ *(?:;[ -~]*)?$/.test(contentType) ? contentType : BINARY
 }
 
+/** As `uriOf` makes it. */
+const STORED_URI = /^\/runs\/[^/]+\/artifacts\/[0-9a-f]{64}$/
 const uriOf = (runId: string, sha256: string) => `/runs/${encodeURIComponent(runId)}/artifacts/${sha256}`
 
 function listed(
@@ -299,7 +301,7 @@ function listed(
     ...text('sha256'),
     ...text('uri'),
     // Under the id that an imported run had, there may be another one.
-    ...(content !== undefined && String(told.uri).startsWith('/runs/') && { uri: uriOf(runId, String(told.sha256)) }),
+    ...(content !== undefined && STORED_URI.test(String(told.uri)) && { uri: uriOf(runId, String(told.sha256)) }),
     ...(typeof told.bytes === 'number' && { bytes: told.bytes }),
     ...(told.inline !== undefined && { inline: told.inline }),
     ...content,
