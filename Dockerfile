@@ -25,5 +25,4 @@ USER node
 EXPOSE 3000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s --retries=3 \
   CMD ["node", "-e", "fetch(`http://127.0.0.1:${process.env.PORT}/readyz`).then((answer) => process.exit(answer.ok ? 0 : 1), () => process.exit(1))"]
-# As `npm start` does.
-CMD ["node", "--max-semi-space-size=32", "--no-parallel-scavenge", "dist/main.js"]
+CMD ["node", "dist/main.js"]

@@ -102,18 +102,12 @@ function start(args: string[], env: Record<string, string>): ChildProcess {
   return child
 }
 
-/** What `npm start` gives to node: flags of V8, and the program. */
-async function startArguments(): Promise<string[]> {
-  const { scripts } = JSON.parse(await readFile(here('../package.json'), 'utf8'))
-  return scripts.start.split(' ').slice(1)
-}
-
 /** @param env settings of the service; `profile` prints where its CPU time went when it stops. */
 export async function startService(env: Record<string, string>, profile?: string): Promise<Service> {
   const port = await freePort()
   const folder = profile === undefined ? undefined : await mkdtemp(join(tmpdir(), 'runplane-profile-'))
   const startedAt = performance.now()
-  const child = start([...(folder === undefined ? [] : ['--cpu-prof', `--cpu-prof-dir=${folder}`]), ...(await startArguments())], {
+  const child = start(folder === undefined ? ['dist/main.js'] : ['--cpu-prof', `--cpu-prof-dir=${folder}`, 'dist/main.js'], {
     PORT: String(port),
     HOST: '127.0.0.1',
     LOG_LEVEL: 'warn',

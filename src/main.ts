@@ -1,4 +1,5 @@
 /** The process: settings, database, service; one line when it is ready, and an orderly end. */
+import { setFlagsFromString } from 'node:v8'
 import closeWithGrace from 'close-with-grace'
 import { createKeys } from './access/keys.js'
 import { assertExposable } from './access/loopback.js'
@@ -9,6 +10,9 @@ import { EmbeddedDatabaseError } from './db/embedded.js'
 import { DatabaseNewerError, migrate } from './db/migrate.js'
 import { createLogger } from './ops/logging.js'
 import { VERSION } from './ops/version.js'
+
+// Five threads that collect a little garbage wait for each other, and take PostgreSQL's cores: docs/adr/0012.
+setFlagsFromString('--no-parallel-scavenge')
 
 /** Errors that a person can mend: told in a line, without a stack. */
 const TOLD = [ConfigError, DatabaseUnavailableError, EmbeddedDatabaseError, DatabaseNewerError]

@@ -2,12 +2,13 @@
 
 import type { Queries } from '../db/client.js'
 import type { Dedicated } from '../db/dedicated.js'
+import { runLarge } from '../db/run-large.js'
 import { utc, utcNow } from '../db/utc.js'
 import { summary } from '../projections/fold.js'
 import { usageOf } from '../projections/usage.js'
 import type { AppendRequest, NewRun } from './append-request.js'
 import { type KnownEvent, knownKey, needsPlace, type ProducerRow, type ReceiptRow, type Rows, type RunRow, type RunWork, UNREAD } from './append-work.js'
-import { canonicalRecords, rawRecords } from './event-rows.js'
+import { canonicalRecords, parametersOf, rawRecords } from './event-rows.js'
 import { pgArray } from './states.js'
 
 interface StoredRaw {
@@ -154,38 +155,55 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
       ...(run.usageChanged && { ...usageOf(run.state.folds), used: true }),
     }
   })
-  // Most groups move no run: then the statement does without.
-  const moved = changed.some(isMoved)
-  const used = changed.some((run) => run.usageChanged)
-  const hooked = changed.some((run) => run.row.hooked)
-  // In all three: a statement does its parts in an order of its own.
-  const held = guarded ? tx`(select count(*) from locked) = ${changed.length}::int` : tx`true`
-  const { count } = await tx`
-      with u as (
-        select * from json_to_recordset(${JSON.stringify(updates)}::text::json)
-          as u(k uuid, f bigint, g bigint, b text, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, w text, v timestamptz
-            ${moved ? placementColumns(tx) : tx``} ${used ? usageColumns(tx) : tx``})
-      ) ${guarded ? guard(tx) : tx``}, raw as (
-        insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
-        select * from ${rawRecords(tx, out.raw)} where ${held}
-      ), events as (
-        select * from ${canonicalRecords(tx, out.canonical)} where ${held}
-      ), canonical as (
-        insert into run_events_canonical (run_key, seq, ts, type, subject, shape, content, event) select k, n, t, y, u, h, d, e::json from events
-      ) ${hooked ? outbox(tx) : tx``}
-      update runs set last_seq = u.n, last_raw_seq = u.r, status = u.s, progress = u.p, attempt = u.a, error = u.e::json,
-        started_at = u.st, ended_at = u.en, updated_at = greatest(clock_timestamp(), runs.updated_at),
-        ${sessionTime(tx, moved)}
-        ${moved ? placementUpdate(tx) : tx``} ${used ? usageUpdate(tx) : tx``}
-      from u where runs.key = u.k and ${held}`.execute()
+  const statement = storingStatement({
+    guarded,
+    // Most groups move no run: then the statement does without.
+    moved: changed.some(isMoved),
+    used: changed.some((run) => run.usageChanged),
+    hooked: changed.some((run) => run.row.hooked),
+  })
+  const parameters = [JSON.stringify(updates), ...parametersOf(out.raw), ...parametersOf(out.canonical)]
+  const { count } = await runLarge(tx, statement, guarded ? [...parameters, String(changed.length)] : parameters)
   return count === changed.length
+}
+
+interface Shape {
+  guarded: boolean
+  moved: boolean
+  used: boolean
+  /** There may be webhooks. */
+  hooked: boolean
+}
+
+/** Parameters: the updates of runs; raw events, canonical events, two each (see event-rows.ts); where it is guarded, the number of runs. */
+function storingStatement({ guarded, moved, used, hooked }: Shape): string {
+  // In all three: a statement does its parts in an order of its own.
+  const held = guarded ? '(select count(*) from locked) = $6::int' : 'true'
+  return `
+    with u as (
+      select * from json_to_recordset($1::text::json)
+        as u(k uuid, f bigint, g bigint, b text, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, w text, v timestamptz
+          ${moved ? PLACEMENT_COLUMNS : ''} ${used ? USAGE_COLUMNS : ''})
+    ) ${guarded ? GUARD : ''}, raw as (
+      insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
+      select * from ${rawRecords('$2', '$3')} where ${held}
+    ), events as (
+      select * from ${canonicalRecords('$4', '$5')} where ${held}
+    ), canonical as (
+      insert into run_events_canonical (run_key, seq, ts, type, subject, shape, content, event) select k, n, t, y, u, h, d, e::json from events
+    ) ${hooked ? OUTBOX : ''}
+    update runs set last_seq = u.n, last_raw_seq = u.r, status = u.s, progress = u.p, attempt = u.a, error = u.e::json,
+      started_at = u.st, ended_at = u.en, updated_at = greatest(clock_timestamp(), runs.updated_at),
+      ${sessionTime(moved)}
+      ${moved ? PLACEMENT_UPDATE : ''} ${used ? USAGE_UPDATE : ''}
+    from u where runs.key = u.k and ${held}`
 }
 
 /**
  * Locks the rows before anything is inserted, so that two writers cannot wait for each other; a row that has moved on, or has failed for its log, or that its
  * worker or its reservation has lost, is not among them.
  */
-const guard = (tx: Queries) => tx`, locked as (
+const GUARD = `, locked as (
   select r.key from u join runs r on r.key = u.k where r.last_seq = u.f and r.last_raw_seq = u.g and r.status = u.b
     and (u.w is null or r.worker_id = u.w and (r.lease_expires_at is null or r.lease_expires_at > clock_timestamp()))
     and (u.v is null or r.reserved_until = u.v) order by r.key for update of r
@@ -194,7 +212,7 @@ const guard = (tx: Queries) => tx`, locked as (
 const isMoved = (run: RunWork) => run.placement !== (run.row.place ?? UNREAD)
 
 /** A run that has ended, of which no more was to be known, is freed: its place in the queue stays as it is. */
-const placementUpdate = (tx: Queries) => tx`,
+const PLACEMENT_UPDATE = `,
   reserved_until = case when u.moved then null else runs.reserved_until end,
   queue = case when u.placed then u.queue else runs.queue end,
   priority = case when u.placed then u.priority else runs.priority end,
@@ -204,24 +222,22 @@ const placementUpdate = (tx: Queries) => tx`,
   lease_remaining_ms = case when u.moved then u."leaseRemainingMs" else runs.lease_remaining_ms end,
   lease_length_ms = case when u.moved then u."leaseLengthMs" else runs.lease_length_ms end,
   cancel_requested_at = case when u.moved then u."cancelRequestedAt" else runs.cancel_requested_at end`
-const placementColumns = (
-  tx: Queries,
-) => tx`, moved bool, placed bool, queue text, priority int, "availableAt" timestamptz, "workerId" text, "leaseExpiresAt" timestamptz,
+const PLACEMENT_COLUMNS = `, moved bool, placed bool, queue text, priority int, "availableAt" timestamptz, "workerId" text, "leaseExpiresAt" timestamptz,
   "leaseRemainingMs" bigint, "leaseLengthMs" int, "cancelRequestedAt" timestamptz, "ttlExpiresAt" timestamptz, "ttlRemainingMs" bigint`
 
 /**
  * The session's time (`session.ttlMs`) runs while the run does, whoever started or suspended it; else what is left of it is kept, and a new attempt has all of it.
  * The descriptor is looked into only when a run begins to run.
  */
-const sessionTime = (tx: Queries, moved: boolean) => tx`
+const sessionTime = (moved: boolean) => `
   ttl_expires_at = case when u.s = 'running' then case when runs.status = 'running' then runs.ttl_expires_at else coalesce(
-    ${moved ? tx`u."ttlExpiresAt",` : tx``} runs.ttl_expires_at,
+    ${moved ? 'u."ttlExpiresAt",' : ''} runs.ttl_expires_at,
     clock_timestamp() + interval '1 millisecond' * coalesce(runs.ttl_remaining_ms, case when json_typeof(runs.descriptor->'session'->'ttlMs') = 'number'
       then least(greatest((runs.descriptor->'session'->>'ttlMs')::numeric, 0), 315360000000)::bigint end)) end end,
-  ttl_remaining_ms = case when u.s = 'suspended' then coalesce(${moved ? tx`u."ttlRemainingMs",` : tx``} runs.ttl_remaining_ms,
+  ttl_remaining_ms = case when u.s = 'suspended' then coalesce(${moved ? 'u."ttlRemainingMs",' : ''} runs.ttl_remaining_ms,
     case when runs.ttl_expires_at is not null then greatest(0, extract(epoch from runs.ttl_expires_at - clock_timestamp()) * 1000)::bigint end) end`
 
-const usageUpdate = (tx: Queries) => tx`,
+const USAGE_UPDATE = `,
   input_tokens = case when u.used then least(u."inputTokens", 9007199254740991)::bigint else runs.input_tokens end,
   output_tokens = case when u.used then least(u."outputTokens", 9007199254740991)::bigint else runs.output_tokens end,
   cost_usd = case when u.used then u."costUsd" else runs.cost_usd end,
@@ -233,9 +249,7 @@ const usageUpdate = (tx: Queries) => tx`,
   decisions = case when u.used then u.decisions else runs.decisions end,
   decision_outcome = case when u.used then u.outcome else runs.decision_outcome end,
   agents = case when u.used then u.agents else runs.agents end`
-const usageColumns = (
-  tx: Queries,
-) => tx`, used bool, "inputTokens" numeric, "outputTokens" numeric, "costUsd" float8, "llmCalls" int, "toolCalls" int, "errorCount" int,
+const USAGE_COLUMNS = `, used bool, "inputTokens" numeric, "outputTokens" numeric, "costUsd" float8, "llmCalls" int, "toolCalls" int, "errorCount" int,
   models json, signals int, decisions int, outcome smallint, agents json`
 
 /**
@@ -243,7 +257,7 @@ const usageColumns = (
  * has none of before 18: 48 bits of milliseconds, then 12 of the seq as a counter (RFC 9562, section 6.2), so that they are listed in their order.
  * Endpoints are asked for each type once, not for each event: a hundred of them took five times as long as the append itself.
  */
-const outbox = (tx: Queries) => tx`, hooked as (
+const OUTBOX = `, hooked as (
   select e.k, e.n, e.y, r.id, r.workspace_id from events e join runs r on r.key = e.k where (select exists (select from webhook_endpoints where enabled))
 ), wanted as materialized (
   select w.id, t.workspace_id, t.y from (select distinct workspace_id, y from hooked) t join webhook_endpoints w on w.workspace_id = t.workspace_id and w.enabled

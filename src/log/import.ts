@@ -3,13 +3,21 @@
  * what an import that failed, or a process that ended, has left behind is swept like the rows of a deleted run.
  */
 import type { Sql } from '../db/client.js'
+import { runLarge } from '../db/run-large.js'
 import type { CanonicalEvent } from '../domain/canonical-event.js'
 import { digestsOf } from '../domain/digest.js'
 import { uuidv7 } from '../domain/ids.js'
 import { groupingOf } from '../domain/run-request.js'
 import { encodeState, type FoldState, PROJECTION_SCHEMA_VERSION, summary } from '../projections/fold.js'
 import { usageOf } from '../projections/usage.js'
-import { canonicalRecords, noEventRows, rawRecords } from './event-rows.js'
+import { canonicalRecords, noEventRows, parametersOf, rawRecords } from './event-rows.js'
+
+const INSERT_CANONICAL = `
+  insert into run_events_canonical (run_key, seq, ts, type, subject, shape, content, event)
+  select k, n, t, y, u, h, d, e::json from ${canonicalRecords('$1', '$2')}`
+const INSERT_RAW = `
+  insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
+  select * from ${rawRecords('$1', '$2')}`
 
 /** The columns of the row that are not folded from its events. Times are RFC 3339 texts, JSON columns are JSON texts. */
 export interface ImportedRun {
@@ -90,9 +98,7 @@ export async function beginImport(sql: Sql, workspaceId: string, runId: string):
         rows.texts.push(text)
       }
       await renew()
-      await sql`
-        insert into run_events_canonical (run_key, seq, ts, type, subject, shape, content, event)
-        select k, n, t, y, u, h, d, e::json from ${canonicalRecords(sql, rows)}`
+      await runLarge(sql, INSERT_CANONICAL, parametersOf(rows))
     },
 
     async raw(events) {
@@ -105,9 +111,7 @@ export async function beginImport(sql: Sql, workspaceId: string, runId: string):
         rows.texts.push(body)
       }
       await renew()
-      await sql`
-        insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
-        select * from ${rawRecords(sql, rows)}`
+      await runLarge(sql, INSERT_RAW, parametersOf(rows))
     },
 
     async checkpoint(seq, state) {
