@@ -1,7 +1,6 @@
 /**
  * `npm run bench`: measures the built service as a black box, on the server at DATABASE_URL and on the embedded database, each figure with its
- * baseline in the same run, and writes docs/BENCHMARKS.md and docs/benchmarks.json. Takes twenty
- * minutes or so.
+ * baseline in the same run, and writes docs/BENCHMARKS.md and docs/benchmarks.json. Takes some twenty minutes.
  *
  *   --only append,fan-out   these scenarios; the rows of the others stay in the files, with the time when they were measured
  *   --database embedded     or server, or both (the default)

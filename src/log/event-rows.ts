@@ -2,6 +2,7 @@
  * Rows of the tables of events on their way to Postgres: their columns as JSON objects, and apart from these the JSON texts that they keep, which
  * Postgres then has to split only, rather than to find among the other members and to copy (a quarter less time, in both processes).
  */
+
 export interface EventRows {
   /** Members `k` (the run's key), `n` (the number) and those of the functions below. */
   columns: string[]
