@@ -147,7 +147,7 @@ async function spool(body: Readable, path: string, maxBytes: number, pauseMs: nu
       else if (bytes > maxBytes + MAX_DROPPED_BYTES) break
     }
   }, createWriteStream(path))
-  if (bytes > maxBytes) throw new BundleTooLargeError('The bundle is larger than it may be')
+  if (bytes > maxBytes) throw new BundleTooLargeError('The bundle is larger than it may be (MAX_BUNDLE_BYTES)')
   if (bytes === 0) throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send a bundle: what GET /runs/:id/export answered.')
 }
 
@@ -156,7 +156,7 @@ function refusal(error: unknown): unknown {
   if (error instanceof BundleError) {
     return new RunplaneError('VALIDATION_ERROR', `The bundle is refused: ${error.message}.`, { errors: [{ path: error.file, message: error.message }] })
   }
-  if (error instanceof BundleTooLargeError) return new RunplaneError('PAYLOAD_TOO_LARGE', `${error.message} (MAX_BUNDLE_BYTES).`)
+  if (error instanceof BundleTooLargeError) return new RunplaneError('PAYLOAD_TOO_LARGE', `${error.message}.`)
   const code = error instanceof Error && 'code' in error ? String(error.code) : ''
   if (code === 'ENOSPC') {
     const detail = 'There is no room for the bundle in DATA_DIR. Make some, or import it where there is.'

@@ -26,5 +26,5 @@ export function assertFileName(name: string): void {
 /** @throws BundleTooLargeError for what packs too well to be anything but a zip bomb */
 export function assertRatio(file: string, packedBytes: number, unpackedBytes: number): void {
   if (unpackedBytes <= FREE_BYTES || unpackedBytes <= MAX_RATIO * packedBytes) return
-  throw new BundleTooLargeError(`${file} is ${packedBytes} bytes and would be ${unpackedBytes}`)
+  throw new BundleTooLargeError(`${file} is ${packedBytes} bytes and would be ${unpackedBytes} when unpacked. The zip is damaged, or it is not a bundle`)
 }
