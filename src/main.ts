@@ -11,7 +11,9 @@ import { DatabaseNewerError, migrate } from './db/migrate.js'
 import { createLogger } from './ops/logging.js'
 import { VERSION } from './ops/version.js'
 
-// Five threads that collect a little garbage wait for each other, and take PostgreSQL's cores: docs/adr/0012.
+// What outlives one request is taken for what lasts, and keeps the garbage of the next ones alive; and five threads that collect a little of it
+// wait for each other, and take PostgreSQL's cores: docs/adr/0012.
+setFlagsFromString('--no-allocation-site-pretenuring')
 setFlagsFromString('--no-parallel-scavenge')
 
 /** Errors that a person can mend: told in a line, without a stack. */
