@@ -388,7 +388,9 @@ const foldedRun = (runId: string, { status, attempt }: { status: RunRecord['stat
 /** Where an event puts its run. */
 function queuedBy(event: CommittedEvent): { queue: string | undefined; isDelayed: boolean } {
   const { data }: { data: { queue?: unknown; availableAt?: unknown; delayMs?: unknown } } = JSON.parse(event.json)
-  return { queue: typeof data.queue === 'string' ? data.queue : undefined, isDelayed: data.availableAt !== undefined || Number(data.delayMs ?? 0) > 0 }
+  // Whatever an agent has told: the queue's own are of these types.
+  const isLater = typeof data.delayMs === 'number' && data.delayMs > 0
+  return { queue: typeof data.queue === 'string' ? data.queue : undefined, isDelayed: data.availableAt !== undefined || isLater }
 }
 
 /** The record as it is after the claim: what was read when the run was reserved, and what the claim has changed since. */

@@ -4,7 +4,8 @@
  */
 import { connect } from 'node:net'
 import t from 'tap'
-import { type CanonicalEvent, createClient, type Page, type Problem, type RunRecord } from '../support/http.js'
+import { EVENT_TYPES } from '../../src/domain/canonical-event.js'
+import { type CanonicalEvent, createClient, type Page, type Problem, type RunRecord, seqsUpTo } from '../support/http.js'
 import { startService } from '../support/service.js'
 
 const service = await startService(t, { database: 'embedded', env: { MAX_BODY_BYTES: '1048576', BODY_TIMEOUT_MS: '1000' } })
@@ -325,6 +326,38 @@ function raw(payload: (string | Buffer)[], waitMs: number, leave = false): Promi
 
 const head = (length: number | 'chunked', extra = '') =>
   `POST /runs/victim/events HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n${length === 'chunked' ? 'Transfer-Encoding: chunked' : `Content-Length: ${length}`}\r\n${extra}\r\n`
+
+t.test('values that cannot become a number or a text are events like others, of every type and to all who watch the log', { timeout: 60_000 }, async (t) => {
+  const { runId } = await client.createRun()
+  const evil = { valueOf: 1, toString: 1, toJSON: 1, __proto__: null, constructor: { prototype: 1 }, length: -1 }
+  const fields = [
+    'delayMs',
+    'availableAt',
+    'queue',
+    'priority',
+    'workerId',
+    'attempt',
+    'reason',
+    'by',
+    'error',
+    'usage',
+    'name',
+    'status',
+    'percentage',
+    'payload',
+    'extra',
+  ]
+  for (const type of Object.keys(EVENT_TYPES)) {
+    for (const only of [fields, ...fields.map((field) => [field])]) {
+      const answer = await client.append(runId, { type, data: Object.fromEntries(only.map((field) => [field, evil])) })
+      if (![200, 422].includes(answer.status)) t.fail(`${type} ${only}: ${answer.status} ${answer.text}`)
+    }
+  }
+  t.same(
+    (await client.events(runId)).map(({ seq }) => seq),
+    seqsUpTo((await client.get<RunRecord>(`/runs/${runId}`)).body.lastSeq),
+  )
+})
 
 t.test('bytes that are not HTTP, and bodies that never end, leave nothing behind', { timeout: 60_000 }, async (t) => {
   const body = JSON.stringify(event())
