@@ -10,6 +10,7 @@ import type { Dedicated } from '../db/dedicated.js'
 import { isConnectionError } from '../db/retry.js'
 import { isTerminal } from '../domain/run.js'
 import { RunplaneError } from '../errors.js'
+import { createState } from '../projections/fold.js'
 import type { AppendOutcome, AppendRequest } from './append-request.js'
 import {
   assertHeld,
@@ -73,8 +74,9 @@ export async function appendGroup(
   const tx = connection.sql
   let inTransaction = false
   try {
-    // Read before the transaction: what is cold costs no lock time.
-    await loadSnapshots(sql, hot.values())
+    // Read before the transaction: what is cold costs no lock time. Not through the pool, where it would wait behind readers.
+    beginStates(requests, hot)
+    await loadSnapshots(tx, hot.values())
     connection.begin()
     inTransaction = true
     const { result, works, rows, xid } = await work(connection, requests, hot, attempts)
@@ -186,12 +188,20 @@ async function assertNotStored(connection: Dedicated, { uncertain }: Attempts): 
   if (row?.event === uncertain.json) throw new StoredBefore(uncertain.result)
 }
 
+/** A run that is made now has no snapshot to be looked for. */
+function beginStates(requests: readonly AppendRequest[], hot: Map<string, HotState>): void {
+  for (const { create, runKey } of requests) {
+    const one = create && hot.get(runKey)
+    if (one) one.state ??= createState()
+  }
+}
+
 function remember(works: Map<string, RunWork>, hot: Map<string, HotState>): void {
-  for (const { row, lastSeq, lastRawSeq, status } of works.values()) {
-    const one = hot.get(row.key)
-    if (!one) continue
-    if (isTerminal(status) && lastSeq <= SHORT_EVENTS) drop(one)
-    else one.row = { id: row.id, workspaceId: row.workspace_id, lastSeq, lastRawSeq }
+  for (const one of hot.values()) {
+    const work = works.get(one.runKey)
+    // Of no run, or of one that was not made after all, nothing is kept.
+    if (!work || (isTerminal(work.status) && work.lastSeq <= SHORT_EVENTS)) drop(one)
+    else one.row = { id: work.row.id, workspaceId: work.row.workspace_id, lastSeq: work.lastSeq, lastRawSeq: work.lastRawSeq }
   }
 }
 

@@ -2,12 +2,14 @@
  * Group commit: requests gather while the last group commits, and share the next transaction.
  *
  * The queue is per run, so that a run is in one transaction at a time and its requests stay in order. States:
- *   waiting  requests in the run's queue; the run is in `ready`, unless a committer has it
+ *   waiting  requests in the run's queue; the run is in `ready`, unless it is working or held
  *   working  a committer has the run; what arrives meanwhile waits for the next turn
+ *   held     somebody else has the run's state, to fold a long log or to save it; the run is ready again afterwards, and no other waits with it
  * The queue is bounded: a full one refuses with OVERLOADED, or lets the caller wait (`whenRoom`).
  * A group that fails for its data is taken apart, request by request and then item by item, so that a fault stays where it is; one that fails for
  * what is damaged in the database, request by request.
  */
+import type { BaseLogger } from 'pino'
 import type { Database, Sql } from '../db/client.js'
 import { type Dedicated, dedicate } from '../db/dedicated.js'
 import { isDamage, isDataError, retryDelayMs } from '../db/retry.js'
@@ -20,7 +22,8 @@ import type { HotState, States } from './states.js'
 /** What one transaction takes at the most; a larger group gains nothing (measured: flat from about 1,000 events on). */
 const MAX_GROUP_EVENTS = 2000
 const MAX_GROUP_BYTES = 4 * 1024 * 1024
-/** One committer makes the largest groups, and those cost the least; another one joins when this much waits, or when a group takes long. */
+const MAX_QUEUED_BYTES = 64 * 1024 * 1024
+/** One committer makes the largest groups, and those cost the least; another one joins when this much waits, or while a group takes long. */
 const ANOTHER_COMMITTER_EVENTS = 64
 const PATIENCE_MS = 25
 /** Attempts at a group that the database could not take for a passing reason. */
@@ -43,10 +46,10 @@ export interface GroupCommitDeps {
   states: States
   committers: number
   maxQueuedEvents: number
-  /** Called after each commit, before the requests are answered. Must not throw. */
+  /** Called after each commit, before the requests are answered. Where it throws that is logged: the events are stored, and answered as such. */
   onCommitted(batches: CommittedBatch[]): void
   onGroup?(group: { requests: number; events: number; durationMs: number }): void
-  log: { warn(details: object, message: string): void }
+  log: Pick<BaseLogger, 'warn' | 'error'>
 }
 
 export interface GroupCommit {
@@ -68,18 +71,21 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   const queues = new Map<string, Waiting[]>()
   const ready: string[] = []
   const working = new Set<string>()
+  const held = new Set<string>()
   const roomWaiters: (() => void)[] = []
   const idleWaiters: (() => void)[] = []
   let queuedEvents = 0
   let queuedBytes = 0
   let running = 0
+  /** Of the running committers, those whose group has taken longer than PATIENCE_MS. */
+  let slow = 0
   let closed = false
   let waitingEvents = 0
   let scheduled = false
 
   /** Requests that arrive in one turn of the event loop share a group: a committer starts after the turn. */
   function schedule(): void {
-    if (scheduled || ready.length === 0 || (running > 0 && waitingEvents < ANOTHER_COMMITTER_EVENTS)) return
+    if (scheduled || ready.length === 0 || (running > slow && waitingEvents < ANOTHER_COMMITTER_EVENTS)) return
     scheduled = true
     setImmediate(() => {
       scheduled = false
@@ -94,10 +100,24 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     void commitLoop(connection).finally(() => {
       running--
       idle.push(connection)
-      if (running === 0 && ready.length === 0) for (const resolve of idleWaiters.splice(0)) resolve()
+      if (isIdle()) for (const resolve of idleWaiters.splice(0)) resolve()
       schedule()
     })
     schedule()
+  }
+
+  const isIdle = () => running === 0 && ready.length === 0 && held.size === 0
+
+  /** Whoever has the state may take long: the run is ready again when it is free. */
+  function whenFree(runKey: string): void {
+    held.add(runKey)
+    void states
+      .hold(runKey, async () => {})
+      .finally(() => {
+        held.delete(runKey)
+        ready.push(runKey)
+        schedule()
+      })
   }
 
   function takeGroup(): Waiting[] {
@@ -108,6 +128,10 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       const runKey = ready.shift()
       const queue = runKey === undefined ? undefined : queues.get(runKey)
       if (runKey === undefined || !queue) continue
+      if (states.isHeld(runKey)) {
+        whenFree(runKey)
+        continue
+      }
       working.add(runKey)
       let taken = 0
       for (const one of queue) {
@@ -134,13 +158,19 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       const group = takeGroup()
       if (group.length === 0) return
       const runKeys = [...new Set(group.map((one) => one.request.runKey))]
-      const impatient = setTimeout(startCommitter, PATIENCE_MS)
+      let isSlow = false
+      const patience = setTimeout(() => {
+        isSlow = true
+        slow++
+        schedule()
+      }, PATIENCE_MS)
       try {
         await states.holdAll(runKeys, (hot) => commit(connection, group, hot))
       } catch (error) {
         for (const one of group) one.reject(error)
       } finally {
-        clearTimeout(impatient)
+        clearTimeout(patience)
+        if (isSlow) slow--
       }
       for (const one of group) {
         queuedEvents -= one.weight
@@ -151,7 +181,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         if (queues.get(runKey)?.length) ready.push(runKey)
         else queues.delete(runKey)
       }
-      while (hasRoom()) {
+      while (hasRoomForSlices()) {
         const admit = roomWaiters.shift()
         if (!admit) break
         admit()
@@ -183,9 +213,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       return
     }
     // Outside the try: what has been stored must not be stored again.
-    deps.onCommitted(result.committed)
-    for (const { runId, runKey, events } of result.committed)
-      if (events.length === 0) log.warn({ runId, runKey }, 'a run has failed, for its log cannot be folded; its error says why')
+    tell(result.committed)
     // After this turn's promises, by which the next group has been sent: Postgres works on that one while this one is answered.
     process.nextTick(() => {
       result.outcomes.forEach((outcome, index) => {
@@ -193,6 +221,16 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       })
     })
     deps.onGroup?.({ requests: group.length, events: result.events, durationMs: performance.now() - startedMs })
+  }
+
+  function tell(committed: CommittedBatch[]): void {
+    try {
+      deps.onCommitted(committed)
+    } catch (error) {
+      log.error({ err: error }, 'what was committed could not be told to all who wait for it')
+    }
+    for (const { runId, runKey, events } of committed)
+      if (events.length === 0) log.warn({ runId, runKey }, 'a run has failed, for its log cannot be folded; its error says why')
   }
 
   async function takeApart(connection: Dedicated, group: Waiting[], hot: Map<string, HotState>, error: unknown): Promise<void> {
@@ -232,7 +270,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     const attempts: Attempts = {}
     try {
       const { outcomes, committed } = await withRetries(() => appendGroup(connection, sql, [{ ...one.request, items }], hot, attempts))
-      deps.onCommitted(committed)
+      tell(committed)
       const [outcome] = outcomes
       if (outcome) one.resolve(outcome)
     } catch (fault) {
@@ -252,7 +290,9 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     }
   }
 
-  const hasRoom = () => queuedEvents < deps.maxQueuedEvents && queuedBytes < MAX_GROUP_BYTES * 16
+  const hasRoom = () => queuedEvents < deps.maxQueuedEvents && queuedBytes < MAX_QUEUED_BYTES
+  /** Of many uploads at once the slices leave room for what cannot wait. */
+  const hasRoomForSlices = () => queuedEvents < deps.maxQueuedEvents / 2 && queuedBytes < MAX_QUEUED_BYTES / 2
 
   function enqueue(request: AppendRequest): Promise<AppendOutcome> {
     if (closed)
@@ -267,7 +307,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       const queue = queues.get(request.runKey)
       if (queue) queue.push(waiting)
       else queues.set(request.runKey, [waiting])
-      if (!working.has(request.runKey) && !(queue && queue.length > 1)) ready.push(request.runKey)
+      if (!working.has(request.runKey) && !held.has(request.runKey) && !(queue && queue.length > 1)) ready.push(request.runKey)
       schedule()
     })
   }
@@ -289,7 +329,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     append,
     decide: (runKey, decide, known) => append({ runKey, receivedAt: new Date().toISOString(), items: [], decide, ...known }),
     appendWhenRoom(request) {
-      if (hasRoom() && roomWaiters.length === 0) return enqueue(request)
+      if (hasRoomForSlices() && roomWaiters.length === 0) return enqueue(request)
       return new Promise((resolve) => roomWaiters.push(() => resolve(enqueue(request))))
     },
     get queuedEvents() {
@@ -298,13 +338,18 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     async close() {
       closed = true
       for (const admit of roomWaiters.splice(0)) admit()
-      if (running > 0 || ready.length > 0) await new Promise<void>((resolve) => idleWaiters.push(resolve))
+      if (!isIdle()) await new Promise<void>((resolve) => idleWaiters.push(resolve))
       await Promise.all(connections.map((connection) => connection.end()))
     },
   }
 }
 
-const weightOf = (request: AppendRequest) => Math.max(1, request.items.length)
+/** The events that a request becomes: an item of some formats is many. */
+function weightOf({ items }: AppendRequest): number {
+  let events = 0
+  for (const { normalized } of items) if (normalized.ok) events += normalized.events.length
+  return Math.max(1, items.length, events)
+}
 
 function onlyOf(hot: Map<string, HotState>, group: Waiting[]): Map<string, HotState> {
   const keys = new Set(group.map((one) => one.request.runKey))

@@ -47,6 +47,8 @@ export interface States {
   hold<T>(runKey: string, work: (hot: HotState) => Promise<T>): Promise<T>
   /** The same for several runs at once; locks are taken in the order of the keys, so that two callers cannot wait for each other. */
   holdAll<T>(runKeys: string[], work: (hot: Map<string, HotState>) => Promise<T>): Promise<T>
+  /** Somebody has the run's lock. */
+  isHeld(runKey: string): boolean
   /** Runs whose state is in memory and newer than what is saved. */
   unsaved(): Iterable<HotState>
   forget(runKey: string): void
@@ -111,6 +113,7 @@ export function createStates(options: { maxRuns: number; onEvict?: (hot: HotStat
         for (const { slot } of held) release(slot)
       }
     },
+    isHeld: (runKey) => (slots.get(runKey)?.holders ?? 0) > 0,
     *unsaved() {
       for (const slot of slots.values()) if (slot.state && slot.state.version > slot.savedVersion) yield slot
     },

@@ -19,7 +19,7 @@ export interface LogInstance {
 
 export function logInstance(
   database: Pick<Database, 'sql' | 'connect'>,
-  options: { committers?: number; maxQueuedEvents?: number; maxRuns?: number } = {},
+  options: { committers?: number; maxQueuedEvents?: number; maxRuns?: number; onCommitted?: (batches: CommittedBatch[]) => void } = {},
 ): LogInstance {
   const { sql, connect } = database
   const committed: CommittedBatch[] = []
@@ -30,7 +30,10 @@ export function logInstance(
     states,
     committers: options.committers ?? 2,
     maxQueuedEvents: options.maxQueuedEvents ?? 10_000,
-    onCommitted: (batches) => committed.push(...batches),
+    onCommitted(batches) {
+      committed.push(...batches)
+      options.onCommitted?.(batches)
+    },
     log: silent,
   })
   const lifecycle = createLifecycle({ sql, log, maxEventBytes: 262_144 })
