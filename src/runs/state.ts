@@ -44,12 +44,11 @@ export function createRunStates({ sql, states, checkpoints, mask }: RunStatesDep
   }
 
   async function current(hot: HotState, headSeq: number): Promise<FoldState> {
-    // Under the lock a state in memory holds committed events only, and may be ahead of a head that was read before.
+    const isCold = !hot.state
+    if (isCold) await loadSnapshots(sql, [hot])
+    // Under the lock a state holds committed events only, and may be ahead of a head that was read before; so may one that another instance has saved since.
     if (hot.state && hot.state.version >= headSeq) return hot.state
-    if (!hot.state) {
-      await loadSnapshots(sql, [hot])
-      if (headSeq - hot.savedVersion > NEAR_EVENTS) hot.state = await checkpoints.stateAt(hot.runKey, headSeq)
-    }
+    if (isCold && headSeq - hot.savedVersion > NEAR_EVENTS) hot.state = await checkpoints.stateAt(hot.runKey, headSeq)
     return catchUp(sql, hot, headSeq)
   }
 

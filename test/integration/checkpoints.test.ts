@@ -1,10 +1,12 @@
 /** The state at any seq of a long run: checkpoints on the way, which are a cache. */
 import { test } from 'tap'
 import { NO_MASK } from '../../src/ingest/mask.js'
+import { createStates, type States } from '../../src/log/states.js'
 import { createState, encodeState, fold, PROJECTION_SCHEMA_VERSION } from '../../src/projections/fold.js'
 import { createCheckpoints } from '../../src/runs/checkpoints.js'
+import { saveSnapshot } from '../../src/runs/snapshots.js'
 import { createRunStates } from '../../src/runs/state.js'
-import { serverDatabase, testDatabase } from '../support/database.js'
+import { serverDatabase, silent, testDatabase } from '../support/database.js'
 import { item, logInstance, output, request, storedLog, upTo } from '../support/log.js'
 
 const EVERY = 10
@@ -47,6 +49,27 @@ for (const kind of ['embedded', 'server'] as const) {
       t.ok((await saved()).length >= Math.floor(headSeq / EVERY) - 1)
       await sql`delete from run_checkpoints`
       t.same(await wrong(), [])
+    })
+
+    await t.test('a snapshot that another instance saves after the head was read is the answer, and the log is not folded anew', async (t) => {
+      const other = await instance.createRun()
+      await instance.log.append(
+        request(
+          other.key,
+          upTo(20).map((n) => output(`${n}`)),
+        ),
+      )
+      const reader = createStates({ maxRuns: 1 })
+      const hold: States['hold'] = async (runKey, work) => {
+        await instance.log.append(request(other.key, [output('meanwhile')]))
+        await instance.states.hold(other.key, (hot) => saveSnapshot(sql, hot))
+        // To fold the log from its first event would fail now.
+        await sql`delete from run_events_canonical where run_key = ${other.key} and seq < 20`
+        return reader.hold(runKey, work)
+      }
+      const states = { ...reader, hold }
+      const answer = await createRunStates({ sql, states, checkpoints: createCheckpoints({ sql, states, log: silent }), mask: NO_MASK }).read(other)
+      t.equal(answer.version, 22)
     })
 
     await t.test('one of another schema version is not used, and is replaced; one that cannot be read is as good as none', async (t) => {
