@@ -17,7 +17,7 @@ import {
 } from '../domain/command.js'
 import { isTerminal, type RunStatus } from '../domain/run.js'
 import type { CreateRun, RunDescriptor, RunPlan } from '../domain/run-request.js'
-import { RunplaneError, runNotFound } from '../errors.js'
+import { runNotFound } from '../errors.js'
 import { LogCorrupt } from '../log/corrupt.js'
 import type { GroupCommit } from '../log/group-commit.js'
 import type { RunKeys } from '../log/run-keys.js'
@@ -179,6 +179,3 @@ function fresh({ session, execution, ...descriptor }: RunDescriptor): RunDescrip
 function without<T extends object>(object: T, key: keyof T): T {
   return Object.fromEntries(Object.entries(object).filter(([name]) => name !== key)) as T
 }
-
-/** For callers that want to tell a refusal from a fault. */
-export const isRefusal = (error: unknown): error is RunplaneError => error instanceof RunplaneError && error.status < 500
