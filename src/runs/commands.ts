@@ -72,18 +72,12 @@ export function commanded({ folds }: FoldState): CommandedRun {
 export function createCommands(deps: { sql: Sql; log: GroupCommit; runKeys: RunKeys; lifecycle: Lifecycle; deletions: Deletions }): Commands {
   const { sql, log, runKeys, lifecycle, deletions } = deps
 
-  async function decide(workspaceId: string, runId: string, work: (run: CommandedRun, place: CommandedPlace, state: FoldState) => DraftEvent[]): Promise<void> {
-    // A key that is remembered may be of a run that was deleted and made anew: then it is looked up once more.
-    for (let attempt = 0; attempt < 2; attempt++) {
-      const runKey = await runKeys.find(workspaceId, runId)
-      if (runKey === undefined) break
+  const decide = (workspaceId: string, runId: string, work: (run: CommandedRun, place: CommandedPlace, state: FoldState) => DraftEvent[]) =>
+    runKeys.use(workspaceId, runId, async (runKey) => {
       const outcome = await log.decide(runKey, (state, place) => work(commanded(state), place, state))
-      if (outcome.kind === 'done') return
       if (outcome.kind === 'refused') throw outcome.error
-      runKeys.forget(workspaceId, runId)
-    }
-    throw runNotFound(runId)
-  }
+      if (outcome.kind !== 'done') throw runNotFound(runId)
+    })
 
   async function original(workspaceId: string, runId: string): Promise<OriginalRow> {
     const [row] = await sql<OriginalRow[]>`
