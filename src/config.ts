@@ -51,7 +51,7 @@ export const ConfigSchema = Type.Object({
   MAX_BODY_BYTES: integer(1024, 134_217_728, 8_388_608, 'bytes of one JSON request'),
   BODY_TIMEOUT_MS: integer(100, 3_600_000, 30_000, 'milliseconds that a JSON request may take to arrive; NDJSON has no limit'),
   MAX_QUEUED_EVENTS: integer(1, 1_000_000, 20_000, 'events that wait for a commit before 503 is answered'),
-  STATE_CACHE_RUNS: integer(1, 100_000, 500, 'runs whose state is held in memory'),
+  STATE_CACHE_RUNS: integer(1, 100_000, 500, 'runs whose state is held in memory; one of more than 128 KiB counts as several'),
   SNAPSHOT_EVERY_EVENTS: integer(1, 1_000_000, 1000, 'events after which the state of a run is written to the database'),
   RUN_RECOVERY_ENABLED: Type.Boolean({ default: true, description: 'false: what another instance left is not taken up here, and no deadline fails a run' }),
   RECOVERY_INTERVAL_MS: integer(100, 3_600_000, 5000, 'milliseconds between two looks for runs and sources that nobody has'),

@@ -12,6 +12,8 @@ import { RunplaneError } from '../errors.js'
 import { createState, decodeOlderState, decodeState, type FoldState, foldEvent, PROJECTION_SCHEMA_VERSION } from '../projections/fold.js'
 import { LogCorrupt } from './corrupt.js'
 
+/** A state that is larger than this as text counts as several: most have a few KiB, the largest about a MiB, and in memory it is three times that. */
+const BYTES_OF_ONE = 128 * 1024
 /** Rows of one page of a catch-up. */
 const PAGE_ROWS = 1000
 
@@ -34,10 +36,14 @@ export interface HotState {
   /** The version that the snapshot row in the database holds, as far as this process knows. */
   savedVersion: number
   savedAtMs: number
+  /** Of the state as text, when it was last read or saved. */
+  bytes: number
 }
 
 interface Slot extends HotState {
   holders: number
+  /** What it counts as among all. */
+  weight: number
   /** Who come after the holder that has the lock, in order. */
   waiting: (() => void)[]
 }
@@ -57,15 +63,16 @@ export interface States {
   readonly size: number
 }
 
-/** @param options.maxRuns states kept; the least recently used goes first. `onEvict` gets those that hold unsaved events. */
+/** @param options.maxRuns states kept, of which a large one counts as several; the least recently used goes first. `onEvict` gets those that hold unsaved events. */
 export function createStates(options: { maxRuns: number; onEvict?: (hot: HotState) => void }): States {
   const slots = new Map<string, Slot>()
+  let weights = 0
 
   /** @returns the slot, and what to wait for before it is one's own: nothing, where nobody has it. */
   function acquire(runKey: string): { slot: Slot; ready: Promise<void> | undefined } {
     let slot = slots.get(runKey)
     if (slot) slots.delete(runKey)
-    else slot = { runKey, row: undefined, contendedUntilMs: 0, state: undefined, savedVersion: 0, savedAtMs: Date.now(), holders: 0, waiting: [] }
+    else slot = newSlot(runKey)
     slots.set(runKey, slot)
     const { waiting } = slot
     const ready = slot.holders++ === 0 ? undefined : new Promise<void>((resolve) => waiting.push(resolve))
@@ -76,16 +83,28 @@ export function createStates(options: { maxRuns: number; onEvict?: (hot: HotStat
     slot.holders--
     slot.waiting.shift()?.()
     // Runs by the thousand come and go in a queue: a slot that says nothing is garbage while it is young.
-    if (slot.holders === 0 && !slot.state && slot.contendedUntilMs === 0) slots.delete(slot.runKey)
+    if (slot.holders === 0 && !slot.state && slot.contendedUntilMs === 0) remove(slot)
+    else weigh(slot, Math.max(1, Math.ceil(slot.bytes / BYTES_OF_ONE)))
     evict()
   }
 
+  function weigh(slot: Slot, weight: number): void {
+    weights += weight - slot.weight
+    slot.weight = weight
+  }
+
+  function remove(slot: Slot): void {
+    weigh(slot, 0)
+    slots.delete(slot.runKey)
+  }
+
   function evict(): void {
-    if (slots.size <= options.maxRuns) return
-    for (const [runKey, slot] of slots) {
-      if (slots.size <= options.maxRuns) return
+    if (weights <= options.maxRuns) return
+    for (const slot of slots.values()) {
+      // The last one stays, however large: it is the one in use.
+      if (weights <= options.maxRuns || slots.size === 1) return
       if (slot.holders > 0) continue
-      slots.delete(runKey)
+      remove(slot)
       if (slot.state && slot.state.version > slot.savedVersion) options.onEvict?.(slot)
     }
   }
@@ -126,11 +145,26 @@ export function createStates(options: { maxRuns: number; onEvict?: (hot: HotStat
       if (!slot) return
       slot.state = undefined
       slot.savedVersion = 0
-      if (slot.holders === 0) slots.delete(runKey)
+      if (slot.holders === 0) remove(slot)
     },
     get size() {
       return slots.size
     },
+  }
+}
+
+function newSlot(runKey: string): Slot {
+  return {
+    runKey,
+    row: undefined,
+    contendedUntilMs: 0,
+    state: undefined,
+    savedVersion: 0,
+    savedAtMs: Date.now(),
+    bytes: 0,
+    holders: 0,
+    weight: 0,
+    waiting: [],
   }
 }
 
@@ -147,6 +181,7 @@ export async function loadSnapshots(sql: Queries, hot: Iterable<HotState>): Prom
     const saved = row && decoded(row.state)
     one.state = saved ?? createState()
     one.savedVersion = one.state.version
+    one.bytes = row?.state.length ?? 0
   }
 }
 

@@ -82,11 +82,13 @@ export async function saveSnapshot(sql: Sql, hot: HotState): Promise<void> {
   const { state } = hot
   if (!state || state.version <= hot.savedVersion) return
   const { version } = state
+  const text = encodeState(state)
   await sql`
     insert into run_projections (run_key, version, schema_version, state)
-    select key, ${version}, ${PROJECTION_SCHEMA_VERSION}, ${encodeState(state)}::text::json from runs where key = ${hot.runKey}
+    select key, ${version}, ${PROJECTION_SCHEMA_VERSION}, ${text}::text::json from runs where key = ${hot.runKey}
     on conflict (run_key) do update set version = excluded.version, schema_version = excluded.schema_version, state = excluded.state, updated_at = clock_timestamp()
-    where run_projections.version < excluded.version or run_projections.schema_version <> excluded.schema_version`
+    where run_projections.version <= excluded.version or run_projections.schema_version <> excluded.schema_version`
   hot.savedVersion = version
   hot.savedAtMs = Date.now()
+  hot.bytes = text.length
 }

@@ -2,6 +2,7 @@
 import { setTimeout as delay } from 'node:timers/promises'
 import { test } from 'tap'
 import { FORMATS, normalizeItem } from '../../src/ingest/normalize.js'
+import { saveSnapshot } from '../../src/runs/snapshots.js'
 import { testDatabase } from '../support/database.js'
 import { logInstance, output, receiptOf, request, storedLog, upTo } from '../support/log.js'
 
@@ -94,6 +95,30 @@ test('group commit', { timeout: 60_000 }, async (t) => {
     for (const _ of upTo(5)) await createRun(id)
     t.equal(states.size, 1)
     await states.hold(key, async (hot) => t.equal(hot.state?.version, 2))
+    await log.close()
+  })
+
+  await t.test('a large state counts as several of those that are kept in memory', async (t) => {
+    const { log, states, createRun } = logInstance(database, { maxRuns: 4 })
+    const runs = [await createRun(), await createRun(), await createRun()]
+    const [large] = runs
+    if (!large) return
+    await log.append(
+      request(
+        large.key,
+        upTo(100).map((n) => output(`${n}`, 'x'.repeat(4000))),
+      ),
+    )
+    for (const { key } of runs.slice(1)) await log.append(request(key, [output('1')]))
+    t.equal(states.size, 3)
+    await states.hold(large.key, async (hot) => {
+      await saveSnapshot(sql, hot)
+      // As large as states become.
+      hot.bytes = 1_100_000
+    })
+    t.equal(states.size, 1, 'it leaves no room for the others')
+    await log.append(request(large.key, [output('101')]))
+    t.same((await storedLog(sql, large.key)).seqs, upTo(102))
     await log.close()
   })
 
