@@ -3,7 +3,7 @@
  * then `caught_up` once; then nothing until there is news; and `end`.
  *
  * Invariant: the cursor moves only with what `next()` returns, by exactly that. What is held beyond the cursor can be dropped at any time (`release()`),
- * and is found again by it.
+ * and is found again by it. What a read brings after `release()` and before the next `next()` is let go of too.
  *
  *   behind --(a read that began after the last news finds no more)--> through --(news)--> behind
  *   any --(end, or a fault)--> over
@@ -46,7 +46,7 @@ export interface Subscription {
   next(): Delivery | undefined
   /** With a filter, where the reader is if it has been told of less. Taking it counts as telling. */
   untoldCursor(): number | undefined
-  /** Drops what is held ahead of the cursor: the reader is not reading. */
+  /** Drops what is held ahead of the cursor, and what is on its way: the reader is not reading. */
   release(): void
   close(): void
 }
@@ -68,6 +68,7 @@ export function subscribe({ hub, run, afterSeq, toldSeq = afterSeq, filter, foll
   let throughTick = 0
   let isCaughtUp = false
   let over = false
+  let isReleased = false
   const queue: Delivery[] = []
   const channel: Channel = hub.join(run, onReady)
   // What this reader may have seen elsewhere was committed before now: only a read that begins later tells it that it is through.
@@ -83,7 +84,7 @@ export function subscribe({ hub, run, afterSeq, toldSeq = afterSeq, filter, foll
         readingAfter = undefined
         if (over) return
         if (result) {
-          page = result
+          page = isReleased ? undefined : result
           place = 0
         } else queue.push({ kind: 'fault', code: 'RUN_NOT_FOUND', detail: `Run '${run.id}' has been deleted.`, retryable: false })
         onReady()
@@ -171,6 +172,7 @@ export function subscribe({ hub, run, afterSeq, toldSeq = afterSeq, filter, foll
   }
 
   function next(): Delivery | undefined {
+    isReleased = false
     while (!over) {
       const queued = queue.shift()
       if (queued) {
@@ -205,6 +207,7 @@ export function subscribe({ hub, run, afterSeq, toldSeq = afterSeq, filter, foll
     next,
     untoldCursor: () => (filter ? tellCursor() : undefined),
     release() {
+      isReleased = true
       page = undefined
       ahead = undefined
       aheadAfter = undefined

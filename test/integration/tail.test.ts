@@ -5,6 +5,7 @@ import fc from 'fast-check'
 import t from 'tap'
 import type { Database } from '../../src/db/client.js'
 import { uuidv7 } from '../../src/domain/ids.js'
+import { subscribe } from '../../src/tail/subscription.js'
 import { testDatabase } from '../support/database.js'
 import { append, insertRun, readingApp, type TestEvent, type TestRun } from '../support/log-fixture.js'
 import { type EventStream, openStream } from '../support/sse-client.js'
@@ -500,6 +501,72 @@ t.test('slow readers', async (t) => {
         upTo(20_001),
       )
     }
+  })
+})
+
+t.test('a reader that is let go of', async (t) => {
+  const database = await testDatabase(t)
+  const { hub, log } = await readingApp(t, database, { hub: { cacheBytes: 0, pageRows: 7 } })
+
+  async function reader(run: TestRun) {
+    const head = await log.findRun(run.workspaceId, run.id)
+    if (!head) throw new Error(`${run.id} is not there`)
+    let isReady = false
+    const onReady = () => {
+      isReady = true
+    }
+    const subscription = subscribe({ hub, run: head, afterSeq: 0, follow: false, onReady })
+    const received: number[] = []
+    return {
+      subscription,
+      received,
+      /** What comes without waiting. */
+      next() {
+        isReady = false
+        const delivery = subscription.next()
+        if (delivery?.kind === 'frames') for (const [, id] of delivery.bytes.toString().matchAll(/^id: (\d+)$/gm)) received.push(Number(id))
+        return delivery
+      },
+      async ready() {
+        while (!isReady) await new Promise((resolve) => setImmediate(resolve))
+      },
+    }
+  }
+
+  await t.test('while it reads holds nothing of what comes, and reads it again when it goes on', async (t) => {
+    const run = await runWith(database, 20)
+    const { subscription, received, next, ready } = await reader(run)
+    t.equal(next(), undefined, 'it reads')
+    subscription.release()
+    await ready()
+    t.equal(next(), undefined, 'it reads again')
+    await ready()
+    t.match(next(), { kind: 'frames' })
+    t.same(received, upTo(7))
+    subscription.close()
+  })
+
+  await t.test('at any moment misses and repeats nothing', async () => {
+    const step = fc.constantFrom('next', 'next', 'next', 'release', 'wait', 'append')
+    const property = fc.asyncProperty(fc.array(step, { maxLength: 60 }), async (steps) => {
+      const run = await runWith(database, 20)
+      let head = 20
+      const { subscription, received, next, ready } = await reader(run)
+      for (const action of steps) {
+        if (action === 'next') next()
+        else if (action === 'release') subscription.release()
+        else if (action === 'wait') await delay(2)
+        else {
+          hub.committed(await append(database, run, events(3)))
+          head += 3
+        }
+      }
+      hub.committed(await append(database, run, events(1), 'completed'))
+      for (let delivery = next(); delivery?.kind !== 'end'; delivery = next()) if (!delivery) await ready()
+      subscription.close()
+      if (String(received) !== String(upTo(head + 1))) throw new Error(`${received} instead of 1 to ${head + 1}`)
+    })
+    await fc.assert(property, { numRuns: 60, interruptAfterTimeLimit: 60_000 })
   })
 })
 
