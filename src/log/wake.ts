@@ -1,7 +1,7 @@
 /**
  * Wake-ups across instances. After a commit an instance tells the others which runs have grown; they look in the log.
  * A wake-up is a hint: it is sent outside any transaction (NOTIFY inside one takes a global lock at its commit), one at a time with all runs that have gathered,
- * and a lost one costs time only, for every instance asks now and then for the heads of the runs that it watches.
+ * and a lost one costs time only, for every instance asks now and then for the heads of the runs that it watches, and whether they have failed.
  *
  * The channel is proven by an echo: each poll sends one, and where it does not come back the connection is made anew. That finds
  * what looks open but hears nothing as well, such as LISTEN through a transaction pooler. The echoes of the others tell that there are
@@ -36,7 +36,7 @@ export interface WakeOptions {
 export interface WakeListener {
   /** The runs that are read here, with the highest seq that is known of each. */
   watched(): Map<string, number>
-  /** The run's log has grown, or the run is gone. */
+  /** The run's log has grown, or the run has failed or is gone. */
   wake(runKey: string): void
 }
 
@@ -49,6 +49,8 @@ export function createWake({ database, instanceId, logger, pollMs, isLost = () =
   let sending: Promise<void> | undefined
   let polling: Promise<void> | undefined
   let pollTimer: NodeJS.Timeout | undefined
+  /** Of the watched runs, those that had failed when they were last compared. */
+  let failed = new Set<string>()
   let echoesMissing = 0
   let listening = false
   let closed = false
@@ -97,13 +99,19 @@ export function createWake({ database, instanceId, logger, pollMs, isLost = () =
     })
   }
 
-  /** Wakes the runs whose head is not what is known here. */
+  /** Wakes the runs whose head is not what is known here, and once those that are found to have failed: a run fails for its log without an event. */
   async function compare(): Promise<void> {
     const watched = listener?.watched()
     if (!watched || watched.size === 0) return
-    const rows = await database.sql`select key, last_seq from runs where key = any(string_to_array(${Array.from(watched.keys()).join(',')}, ',')::uuid[])`
+    const rows =
+      await database.sql`select key, last_seq, status from runs where key = any(string_to_array(${Array.from(watched.keys()).join(',')}, ',')::uuid[])`
     const heads = new Map(rows.map((row) => [String(row.key), Number(row.last_seq)]))
-    for (const [key, known] of watched) if ((heads.get(key) ?? Number.POSITIVE_INFINITY) > known) listener?.wake(key)
+    const failedBefore = failed
+    failed = new Set(rows.flatMap((row) => (row.status === 'failed' ? [String(row.key)] : [])))
+    for (const [key, known] of watched) {
+      const hasGrown = (heads.get(key) ?? Number.POSITIVE_INFINITY) > known
+      if (hasGrown || (failed.has(key) && !failedBefore.has(key))) listener?.wake(key)
+    }
   }
 
   async function poll(): Promise<void> {

@@ -66,6 +66,24 @@ t.test('wake-ups', async (t) => {
     await until(() => woken.includes(quiet.key))
   })
 
+  await t.test('that are lost where a run has failed without an event are made up for by the poll, once', async (t) => {
+    const { woken, heads } = await instance('failing', { pollMs: 20 })
+    const corrupt = await insertRun(database, 'corrupt')
+    const grows = await insertRun(database, 'grows')
+    heads.set(corrupt.key, 0)
+    await database.sql`update runs set status = 'failed' where key = ${corrupt.key}`
+    await until(() => woken.includes(corrupt.key))
+    // Later polls find the other run each time.
+    heads.set(grows.key, -1)
+    await until(() => woken.filter((key) => key === grows.key).length === 3)
+    t.equal(woken.filter((key) => key === corrupt.key).length, 1)
+    await database.sql`update runs set status = 'running' where key = ${corrupt.key}`
+    const polls = woken.length
+    await until(() => woken.length === polls + 2)
+    await database.sql`update runs set status = 'failed' where key = ${corrupt.key}`
+    await until(() => woken.filter((key) => key === corrupt.key).length === 2)
+  })
+
   await t.test('arrive again after the connection broke, and what was missed is looked for', async (t) => {
     const [one, other] = [await instance('sender'), await instance('broken')]
     other.heads.set(run.key, 0)
