@@ -9,6 +9,7 @@
  */
 import { isUtf8 } from 'node:buffer'
 import { createHmac } from 'node:crypto'
+import { beginsNumber, endOfNumber, endOfString, QUOTE } from './json-text.js'
 import { createMatcher, PatternError } from './mask-matcher.js'
 
 import { parseItem, type RawItem } from './raw-item.js'
@@ -130,11 +131,11 @@ export function createMask(patterns: readonly string[], key?: Buffer): Mask {
         const clean = meant === undefined ? undefined : within(meant, depth)
         if (clean !== undefined && clean !== meant) put(at, end, JSON.stringify(clean))
         at = end
-      } else if (unit === MINUS || (unit >= DIGIT_0 && unit <= DIGIT_9)) {
-        NUMBER.lastIndex = at
-        const number = NUMBER.exec(text)?.[0] ?? text.charAt(at)
-        if (number.length > 1 && isSecretNumber(number)) put(at, at + number.length, '0')
-        at += number.length
+      } else if (beginsNumber(unit)) {
+        const end = endOfNumber(text, at)
+        const number = text.slice(at, end)
+        if (number.length > 1 && isSecretNumber(number)) put(at, end, '0')
+        at = end
       } else at++
     }
     return copied === 0 ? text : masked + text.slice(copied)
@@ -199,12 +200,6 @@ export function createMask(patterns: readonly string[], key?: Buffer): Mask {
 /** As git tells it: what has a NUL near its beginning is no text. */
 const looksLikeText = (text: string) => !text.slice(0, 8192).includes('\0')
 
-const QUOTE = 0x22
-const MINUS = 0x2d
-const DIGIT_0 = 0x30
-const DIGIT_9 = 0x39
-const NUMBER = /-?[0-9][0-9.eE+-]*/y
-
 function isJsonLike(text: string): boolean {
   if (!/^\s*[{["]/.test(text)) return false
   try {
@@ -213,16 +208,6 @@ function isJsonLike(text: string): boolean {
   } catch {
     return false
   }
-}
-
-/** After the closing quote; the end of the text where there is none. */
-function endOfString(text: string, at: number): number {
-  for (let quote = text.indexOf('"', at + 1); quote !== -1; quote = text.indexOf('"', quote + 1)) {
-    let backslashes = 0
-    while (text.charCodeAt(quote - 1 - backslashes) === 0x5c) backslashes++
-    if (backslashes % 2 === 0) return quote + 1
-  }
-  return text.length
 }
 
 function meaningOf(literal: string): string | undefined {

@@ -47,6 +47,14 @@ t.test('any value is the same as itself, however it is written', async (t) => {
   )
 })
 
+t.test('texts and numbers of any length are compared by what they mean', async (t) => {
+  const escapes = `"${'\\n'.repeat(4_000_000)}"`
+  t.ok(same(`[${escapes}, 1.0]`, `[ ${escapes},1]`))
+  t.notOk(same(`[${escapes}, 1.0]`, `[ ${escapes},2]`))
+  const digits = '9'.repeat(8_000_000)
+  t.ok(same(`[0.${digits}]`, `[ 0.${digits}0]`))
+})
+
 t.test('a text as long as an event may be is compared in no time', async (t) => {
   const long = `"${'\\"1'.repeat(80_000)}"`
   t.ok(same(long, `${long} `))
