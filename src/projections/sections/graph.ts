@@ -37,7 +37,10 @@ const OUTCOME = '__outcome'
 const STAGE_KINDS: Readonly<Record<string, string>> = { [START]: 'start', [PROPOSAL]: 'proposal', [DECISION]: 'decision', [OUTCOME]: 'output' }
 
 /** What a message to all says on its edges to the participants. */
-const BROADCASTS: Readonly<Record<string, string>> = { 'session.bound': 'fanout', proposes: 'review' }
+const BROADCASTS: ReadonlyMap<string, string> = new Map([
+  ['session.bound', 'fanout'],
+  ['proposes', 'review'],
+])
 
 function connect(state: GraphFold, event: EventOf<'message.sent' | 'message.received'>, from: string, to: string, kind: string): void {
   if (from === '' || to === '' || from === to) return
@@ -98,7 +101,7 @@ export const graph = defineSection({
     for (const [id, status] of state.stages) nodes.push({ id, kind: STAGE_KINDS[id] ?? 'stage', status })
     const edges = [...state.edges.values()].map(({ from, to, kind, ts }) => ({ from, to, kind, ts }))
     for (const edge of state.edges.values()) {
-      const kind = BROADCASTS[edge.kind]
+      const kind = BROADCASTS.get(edge.kind)
       if (kind === undefined) continue
       const [from, by] = edge.kind === 'proposes' ? [PROPOSAL, edge.from] : [edge.to, edge.to]
       for (const { participantId, joinedSeq } of people) {

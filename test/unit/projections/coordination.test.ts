@@ -92,6 +92,18 @@ t.test('the graph shows the stages of the session and who reviews the proposal',
   ])
 })
 
+t.test('a kind of message that is named as what every object has is a kind as any', async (t) => {
+  for (const messageType of ['constructor', '__proto__', 'toString']) {
+    const log = createLog()
+    startSession(log)
+    log.about('message/1', 'message.received', { messageType, sender: 'ann', recipients: ['bob'] })
+    t.strictSame(
+      log.view().graph.edges.map(({ from, to, kind }) => `${from} ${kind} ${to}`),
+      [`ann ${messageType} bob`],
+    )
+  }
+})
+
 function vote(log: Log, voter: string, word: string, proposalId = 'p1') {
   envelope(log, voter, 'Vote', {}, [`proposal/${proposalId}`, 'proposal.updated', { proposalId, vote: word, action: word, reasons: [`${voter} says ${word}`] }])
 }
