@@ -23,6 +23,8 @@ const MAX_DEPTH = MAX_EVENT_DEPTH + 16
 /** Bounds of what the log indexes, in bytes: a row of an index of Postgres has 2,704. */
 const MAX_KEY_BYTES = 2500
 const MAX_SEQS = 32_767
+/** Of which an export writes none within an event: one would end its line, or its line in a frame of a stream. */
+const LINE_BREAK = /[\n\r]/
 const UNSTORABLE = 'a text has a NUL or half a surrogate pair in it'
 
 const canonicalCheck = TypeCompiler.Compile(CanonicalEventSchema)
@@ -65,6 +67,7 @@ export function seqOfLine(line: Buffer): number | undefined {
 export function checkCanonical(line: Buffer, seq: number, runId: string): CheckedEvent {
   const misfit = (what: string) => new BundleError(CANONICAL_FILE, what, seq)
   const { text, value } = parse(CANONICAL_FILE, seq, line)
+  if (LINE_BREAK.test(text)) throw misfit('it has a line break in it')
   // Only an escape can hold what the database cannot.
   if (text.includes('\\u') && !isStorable(value)) throw misfit(UNSTORABLE)
   if (!canonicalCheck.Check(value)) {
@@ -107,9 +110,10 @@ export function checkRaw(line: Buffer, rawSeq: number): ImportedRaw {
     const at = line.indexOf(BODY)
     if (at === -1) throw misfit('it has no body')
     body = line.toString('utf8', at + BODY.length, line.length - 1)
+    if (LINE_BREAK.test(body)) throw misfit('its body has a line break in it, and is no bodyText')
     rest = `,"body":${body}}`
   } else {
-    if (typeof bodyText !== 'string' || !/[\n\r]/.test(bodyText)) throw misfit('its bodyText is not a text of several lines')
+    if (typeof bodyText !== 'string' || !LINE_BREAK.test(bodyText)) throw misfit('its bodyText is not a text of several lines')
     parse(RAW_FILE, rawSeq, Buffer.from(bodyText.trim()))
     body = bodyText
     rest = `,"bodyText":${JSON.stringify(bodyText)}}`

@@ -10,6 +10,7 @@ import t from 'tap'
 import { openPromise } from 'yauzl'
 import { ZipFile } from 'yazl'
 import { BundleError, BundleTooLargeError } from '../../src/insight/bundle.js'
+import { checkCanonical, checkRaw } from '../../src/insight/bundle-events.js'
 import { scanBundle } from '../../src/insight/bundle-reader.js'
 import { exportOf, importInto, listening, resealed, temporaryFolder } from '../support/bundles.js'
 import { testDatabase } from '../support/database.js'
@@ -362,6 +363,28 @@ t.test('a bundle that agrees with itself, and was never exported', async (t) => 
       ),
       { status: 201 },
     )
+  })
+
+  await t.test('is refused for a line break in an event, which would end its frame in a stream', async (t) => {
+    const withRaw = await exportOf(url, 'original', `?format=ndjson&${EVERYTHING}`)
+    const texts = (kind: string) => {
+      const prefix = `{"kind":"${kind}","event":`
+      return withRaw
+        .toString()
+        .split('\n')
+        .flatMap((line) => (line.startsWith(prefix) ? [line.slice(prefix.length, -1)] : []))
+    }
+    const [event = ''] = texts('canonical_event')
+    const raw = texts('raw_event').find((text) => text.includes(',"body":{')) ?? ''
+    const canonicalWith = (space: string) => checkCanonical(Buffer.from(event.replace(/\}$/, `${space}}`)), 1, 'original')
+    const { rawSeq } = JSON.parse(raw)
+    const rawWith = (space: string) => checkRaw(Buffer.from(raw.replace(',"body":{', `,"body":{${space}`)), rawSeq)
+    t.match(canonicalWith(' \t'), { event: { seq: 1 } }, 'other white space is as it was sent')
+    t.match(rawWith(' \t'), { rawSeq })
+    for (const space of ['\r', '\n', ' \r\n']) {
+      t.throws(() => canonicalWith(space), { file: CANONICAL, seq: 1, message: /line break/ })
+      t.throws(() => rawWith(space), { file: RAW, seq: rawSeq, message: /line break/ })
+    }
   })
 
   await t.test('is refused for a record that no run has, whatever it would take to read it', async (t) => {
