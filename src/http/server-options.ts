@@ -13,6 +13,9 @@ const REQUEST_ID = /^[A-Za-z0-9._-]{1,128}$/
 /** The longest id is 128 characters; what is somewhat longer is refused by the route's schema, which can say why. */
 const MAX_PARAM_LENGTH = 512
 
+/** A request of a stream may name 100 runs in 13,000 bytes, and with each of them a cursor in 15,000. Node's own limit is 16 KiB. */
+const MAX_HEADER_BYTES = 32_768
+
 export function serverOptions(
   config: Pick<Config, 'MAX_BODY_BYTES' | 'TRUST_PROXY'>,
   logger: FastifyBaseLogger,
@@ -29,7 +32,7 @@ export function serverOptions(
       return typeof given === 'string' && REQUEST_ID.test(given) && mask.text(given) === given ? given : uuidv7()
     },
     // plugins/errors.ts refuses a request without a Host, or with two, with problem details: Node's own answer has no body, and of two it takes the first.
-    http: { requireHostHeader: false, joinDuplicateHeaders: true },
+    http: { maxHeaderSize: MAX_HEADER_BYTES, requireHostHeader: false, joinDuplicateHeaders: true },
     bodyLimit: config.MAX_BODY_BYTES,
     trustProxy: config.TRUST_PROXY,
     routerOptions: { maxParamLength: MAX_PARAM_LENGTH },

@@ -11,6 +11,7 @@
  * Everything is let go of in `gone`, whichever way it is reached.
  */
 import type { ServerResponse } from 'node:http'
+import { createOtherCursors, type OtherCursors } from './cursor.js'
 import { controlFrame, frameEnd, frameSeq } from './frame.js'
 import type { Hub, OpenStream } from './hub.js'
 import { type Delivery, type Subscription, type SubscriptionOptions, subscribe } from './subscription.js'
@@ -50,17 +51,12 @@ export function openEventStream(options: EventStreamOptions): void {
   new EventStream(options).start(options)
 }
 
-/** The id of a subscription's frame on a connection of several: the cursors of all, its own first; those at their start are left out. */
-function compoundId(subscription: Subscription, seq: number, all: readonly Subscription[]): string {
-  return `${subscription.runId}:${seq}${all.map((other) => (other === subscription || other.cursor === 0 ? '' : `,${other.runId}:${other.cursor}`)).join('')}`
-}
-
-function withCompoundIds(subscription: Subscription, bytes: Buffer, all: readonly Subscription[]): Buffer {
+/** The frames of one run on a connection of several: each id is its own seq, and then the cursors of the others. */
+function withCompoundIds(runId: string, bytes: Buffer, others: string): Buffer {
   const parts: Buffer[] = []
   for (let start = 0; start < bytes.length; ) {
     const end = frameEnd(bytes, start)
-    const id = compoundId(subscription, frameSeq(bytes, start), all)
-    parts.push(Buffer.from(`id: ${id}`), bytes.subarray(bytes.indexOf('\n', start, 'latin1'), end))
+    parts.push(Buffer.from(`id: ${runId}:${frameSeq(bytes, start)}${others}`), bytes.subarray(bytes.indexOf('\n', start, 'latin1'), end))
     start = end
   }
   return Buffer.concat(parts)
@@ -72,7 +68,8 @@ const ignore = () => {}
 class EventStream implements OpenStream {
   private readonly hub: Hub
   private readonly raw: ServerResponse
-  private readonly isCompound: boolean
+  /** Of a connection of several runs. */
+  private readonly otherCursors: OtherCursors | undefined
   private readonly stallMs: number
   private readonly all: Subscription[] = []
   /** Those that may have something, in turn. */
@@ -82,10 +79,10 @@ class EventStream implements OpenStream {
   private stallTimer: NodeJS.Timeout | undefined
   private readonly heartbeatTimer: NodeJS.Timeout
 
-  constructor({ hub, raw, isCompound, stallMs, heartbeatMs }: EventStreamOptions) {
+  constructor({ hub, raw, runs, isCompound, stallMs, heartbeatMs }: EventStreamOptions) {
     this.hub = hub
     this.raw = raw
-    this.isCompound = isCompound
+    this.otherCursors = isCompound ? createOtherCursors(runs.map(({ run }) => run.id)) : undefined
     this.stallMs = stallMs
     this.heartbeatTimer = setInterval(heartbeat, heartbeatMs, this)
   }
@@ -180,16 +177,26 @@ class EventStream implements OpenStream {
   }
 
   private frames(subscription: Subscription, bytes: Buffer, isLent: boolean): void {
-    if (this.isCompound) this.write(withCompoundIds(subscription, bytes, this.all))
+    if (this.otherCursors) this.write(withCompoundIds(subscription.runId, bytes, this.others(subscription)))
     // With an error the socket may still have a part of it.
     else if (isLent) this.write(bytes, (error) => error || this.hub.giveBack(bytes))
     else this.write(bytes)
   }
 
+  private others(subscription: Subscription): string {
+    return (
+      this.otherCursors?.(
+        this.all.indexOf(subscription),
+        this.all.map(({ cursor }) => cursor),
+      ) ?? ''
+    )
+  }
+
   private control(subscription: Subscription, event: string, data: object, seq?: number): void {
-    if (this.isCompound) {
-      const id = seq === undefined ? undefined : compoundId(subscription, seq, this.all)
-      this.write(controlFrame(event, JSON.stringify({ runId: subscription.runId, ...data }), id))
+    const { runId } = subscription
+    if (this.otherCursors) {
+      const id = seq === undefined ? undefined : `${runId}:${seq}${this.others(subscription)}`
+      this.write(controlFrame(event, JSON.stringify({ runId, ...data }), id))
     } else this.write(controlFrame(event, JSON.stringify(data), seq))
   }
 
@@ -203,12 +210,14 @@ class EventStream implements OpenStream {
 
   heartbeat(): void {
     if (this.state !== 'flowing') return
-    for (const subscription of this.all) {
-      const untold = subscription.untoldCursor()
-      if (untold !== undefined) this.control(subscription, 'cursor', { seq: untold }, untold)
+    const moved = this.all.filter((subscription) => subscription.untoldCursor() !== undefined)
+    // The id of the last one has them all.
+    for (const subscription of moved) {
+      const { cursor } = subscription
+      this.control(subscription, 'cursor', { seq: cursor }, subscription === moved.at(-1) ? cursor : undefined)
     }
     const [first] = this.all
-    this.write(controlFrame('heartbeat', JSON.stringify({ ts: new Date().toISOString(), ...(this.isCompound ? {} : { headSeq: first?.headSeq }) })))
+    this.write(controlFrame('heartbeat', JSON.stringify({ ts: new Date().toISOString(), ...(this.otherCursors ? {} : { headSeq: first?.headSeq }) })))
   }
 
   /** The service shuts down. */

@@ -165,7 +165,7 @@ export function brokenHttp(
   }
   const problem =
     error.code === 'HPE_HEADER_OVERFLOW'
-      ? new RunplaneError('HEADERS_TOO_LARGE', 'The headers of the request are longer than 16 KiB.')
+      ? new RunplaneError('HEADERS_TOO_LARGE', 'The headers of the request are longer than 32 KiB.')
       : error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
         ? new RunplaneError('REQUEST_TIMEOUT', 'The request did not arrive in time. Send it again.')
         : new RunplaneError('VALIDATION_ERROR', error.code === 'HPE_INVALID_EOF_STATE' ? BROKE_OFF : 'This is not a valid HTTP request.')

@@ -96,8 +96,9 @@ export function streamRoutes({ log, hub, snapshotOf, config }: StreamRoutesDeps)
         },
       },
       async (request, reply) => {
-        const cursors = parseCompoundCursor(request.query.cursor, request.headers['last-event-id'])
-        const found = await Promise.all(runIdsOf(request.query.runs).map((runId) => find(request.access.workspaceId, runId)))
+        const runIds = runIdsOf(request.query.runs)
+        const cursors = parseCompoundCursor(runIds, request.query.cursor, request.headers['last-event-id'])
+        const found = await Promise.all(runIds.map((runId) => find(request.access.workspaceId, runId)))
         const follow = request.query.follow === 'true'
         const runs = found.map((run) => ({ run, afterSeq: cursors.get(run.id) ?? 0, filter: filterOf(request.query), follow }))
         for (const { run, afterSeq } of runs) if (afterSeq > run.lastSeq) throw cursorBeyondHead(run.id, afterSeq, run.lastSeq)

@@ -51,7 +51,7 @@ export type StreamQuery = Static<typeof StreamQuery>
 
 export const ManyStreamQuery = Type.Object({
   runs: Type.String({ minLength: 1, maxLength: 13_000, description: 'ids of runs, separated by commas, 100 at most' }),
-  cursor: Type.Optional(Type.String({ maxLength: 20_000, description: 'the id of the last frame that you have: `runId:seq,runId:seq`' })),
+  cursor: Type.Optional(Type.String({ maxLength: 20_000, description: 'the id of the last frame that you have, or a list `runId:seq,runId:seq`' })),
   ...tailing,
 })
 export type ManyStreamQuery = Static<typeof ManyStreamQuery>
