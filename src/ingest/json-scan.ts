@@ -29,7 +29,7 @@ export class JsonFault extends Error {
 
 /** Set by a scan, never cleared by it. */
 export interface ScanMarks {
-  /** The value has a `\u` escape or a number that may overflow a double: see `harmless` in json-items.ts. */
+  /** The value has a `\u` escape or a number that may overflow a double: see `harmless` in raw-item.ts. */
   suspicious: boolean
 }
 

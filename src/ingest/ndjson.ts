@@ -1,6 +1,6 @@
 /**
- * Cuts an NDJSON body into raw events as it arrives. A line that cannot be one is a rejected item, and what is around it is
- * not touched. Holds at most one event's bytes, whatever the length of a line.
+ * Cuts an NDJSON body into raw events as it arrives. A line that is broken, not UTF-8 or too large is a rejected item, and what is around it
+ * is not touched; blank lines are skipped. Holds at most one event's bytes, whatever the length of a line.
  */
 import { isUtf8 } from 'node:buffer'
 import type { ErrorCode } from '../errors.js'
@@ -34,10 +34,6 @@ function lineItem(line: Buffer, number: number, limits: ItemLimits): RawItem | u
   }
 }
 
-/**
- * Cuts an NDJSON body as it arrives. A line that is broken, not UTF-8 or too large is a rejected item, and what is around it
- * is not touched; blank lines are skipped. Holds at most one event's bytes, whatever the line's length.
- */
 export function createNdjsonSplitter(limits: ItemLimits): NdjsonSplitter {
   // Room for a byte order mark and `\r` besides the event itself.
   const capacity = limits.maxEventBytes + 8

@@ -119,6 +119,8 @@ const WORKSPACE_SCAN = 20_000
 
 /** The most that one piece of frames holds, but for a single frame that is larger: what a stalled reader keeps waiting in its socket. */
 export const PIECE_BYTES = 65_536
+/** The same of lines. */
+export const LINES_PIECE_BYTES = 262_144
 
 interface EventSizes {
   largest: number
@@ -134,9 +136,6 @@ const FRAME = { start: Buffer.from('id: '), middle: Buffer.from('\nevent: canoni
 const FRAME_BYTES = FRAME.start.length + FRAME.middle.length + FRAME.end.length
 
 const number = (bytes: Buffer | null | undefined) => (bytes ? Number(bytes.toString('latin1')) : 0)
-
-/** The same of lines. */
-export const LINES_PIECE_BYTES = 262_144
 
 /** Of lines that the database joins: a quarter of what the driver reads at once, which copies what it has not read to its end. */
 const BLOCK_BYTES = 16_384

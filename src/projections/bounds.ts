@@ -99,7 +99,7 @@ export function jsonBytes(text: string): number {
   return bytes
 }
 
-/** FNV-1a, 53 bits in two halves: tells long ids apart; nothing depends on it being hard to forge. */
+/** 64 bits: FNV-1a, and the same with another prime. Tells long ids apart; nothing depends on it being hard to forge. */
 export function fingerprint(text: string): string {
   let low = 0x811c9dc5
   let high = 0x1000193

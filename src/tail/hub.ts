@@ -19,7 +19,6 @@ export interface TailPage {
   chunks: Chunk[]
   /** The memory of the chunks is the hub's, and goes back to it (`giveBack`). */
   isLent: boolean
-  requestedAfter: number
   scannedTo: number
   status: RunStatus
   terminal: boolean
@@ -163,7 +162,7 @@ export function createHub({ log, logger, ...options }: HubOptions) {
     if (!filter && !isLent && channels.get(channel.runKey) === channel) for (const chunk of chunks) channel.chunks.add(chunk)
     sawHead(channel, page.headSeq, began)
     const { scannedTo, status, terminal, headSeq, firstSeq } = page
-    return { chunks, isLent, requestedAfter: afterSeq, scannedTo, status, terminal, headSeq, firstSeq, tick: began }
+    return { chunks, isLent, scannedTo, status, terminal, headSeq, firstSeq, tick: began }
   }
 
   async function readWithRetries(channel: Channel, afterSeq: number, filter: EventFilter | undefined, isLent: boolean): Promise<TailPage | undefined> {
@@ -187,15 +186,13 @@ export function createHub({ log, logger, ...options }: HubOptions) {
       flushSoon()
     },
 
-    /** The log of a run may have grown, or the run be gone: its readers look. Without a key all do. */
-    wake(runKey?: string): void {
-      const targets = runKey === undefined ? channels.values() : [channels.get(runKey)]
-      for (const channel of targets) {
-        if (!channel) continue
-        channel.newsTick = ++tick
-        woken.add(channel)
-      }
-      if (woken.size > 0) flushSoon()
+    /** The log of a run may have grown, or the run have failed or be gone: its readers look. */
+    wake(runKey: string): void {
+      const channel = channels.get(runKey)
+      if (!channel) return
+      channel.newsTick = ++tick
+      woken.add(channel)
+      flushSoon()
     },
 
     /** The runs that are read here, with the highest seq that is known of each. */

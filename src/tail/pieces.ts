@@ -5,8 +5,6 @@
  * Invariant: what is given back is seen by nobody any more. So only pages that are neither shared nor cached have lent memory, each piece is written
  * once, and what was not written to its end is left to the garbage collector.
  */
-export type PiecePool = ReturnType<typeof createPiecePool>
-
 /** A few pages of a few readers. */
 const MAX_FREE_BYTES = 2_097_152
 
