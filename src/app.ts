@@ -16,7 +16,7 @@ import type { Database } from './db/client.js'
 import { migrationsCurrent } from './db/migrate.js'
 import { CanonicalEventSchema } from './domain/canonical-event.js'
 import { uuidv7 } from './domain/ids.js'
-import { accessPlugin } from './http/plugins/access.js'
+import { accessPlugin, isAdmitted } from './http/plugins/access.js'
 import { auditPlugin } from './http/plugins/audit.js'
 import { bodiesPlugin } from './http/plugins/bodies.js'
 import { closingPlugin } from './http/plugins/closing.js'
@@ -107,7 +107,7 @@ export async function buildApp({
   const states = createStates({ maxRuns: config.STATE_CACHE_RUNS, onEvict: (hot) => snapshots?.evicted(hot) })
   snapshots = startSnapshots({ sql, states, everyEvents: config.SNAPSHOT_EVERY_EVENTS, log: logger })
   const checkpoints = createCheckpoints({ sql, states, log: logger })
-  const hub = createHub({ log: reader, logger })
+  const hub = createHub({ log: reader, logger, isAdmitted: (headers) => isAdmitted(keys, headers) })
   const wake = createWake({ database, instanceId: uuidv7(), logger, pollMs: config.STREAM_POLL_MS })
   const log = createGroupCommit({
     sql,

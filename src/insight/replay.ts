@@ -15,7 +15,7 @@ import type { FastifyBaseLogger } from 'fastify'
 import { type LogReader, PIECE_BYTES, type RunHead } from '../log/read.js'
 import { controlFrame, eventFrame } from '../tail/frame.js'
 import type { Hub } from '../tail/hub.js'
-import { STREAM_HEADERS } from '../tail/sse.js'
+import { NOT_ADMITTED, STREAM_HEADERS } from '../tail/sse.js'
 
 export const REPLAY_MODES = ['instant', 'timed', 'step'] as const
 export type ReplayMode = (typeof REPLAY_MODES)[number]
@@ -34,7 +34,7 @@ export interface ReplayOptions {
   afterSeq: number
   /** The last event. */
   toSeq: number
-  hub: Pick<Hub, 'opened' | 'ended'>
+  hub: Pick<Hub, 'opened' | 'ended' | 'isAdmitted'>
   log: Pick<LogReader, 'pageOfEvents' | 'pageOfFrames'>
   raw: ServerResponse
   /** Headers of the answer beyond those of a stream. */
@@ -189,8 +189,15 @@ class Replay {
   }
 
   heartbeat(): void {
-    const { raw, run, toSeq } = this.options
+    const { hub, raw, run, toSeq } = this.options
+    void hub.isAdmitted(raw.req.headers).then((isAdmitted) => isAdmitted || this.refuse())
     if (!this.full && raw.headersSent) this.control('heartbeat', { ts: new Date().toISOString(), headSeq: Math.max(run.lastSeq, toSeq) })
+  }
+
+  private refuse(): void {
+    if (this.stop.signal.aborted) return
+    this.control('error', NOT_ADMITTED)
+    this.end()
   }
 
   /** The service shuts down: the reader goes on by its cursor elsewhere. */

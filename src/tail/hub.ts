@@ -4,6 +4,7 @@
  * Invariant: the hub never holds the only copy. A reader that finds nothing in it after its cursor reads the log, and it waits only when a read that
  * began after the last sign of news has found nothing more. What "began after" means is told by a tick that counts registrations, wakes and reads.
  */
+import type { IncomingHttpHeaders } from 'node:http'
 import type { FastifyBaseLogger } from 'fastify'
 import { isTerminal, type RunStatus } from '../domain/run.js'
 import { RunplaneError } from '../errors.js'
@@ -49,6 +50,8 @@ export interface OpenStream {
 export interface HubOptions {
   log: LogReader
   logger: Pick<FastifyBaseLogger, 'warn'>
+  /** Whether a request with these headers would still be let in; everybody is unless given. It is asked with each heartbeat of each stream. */
+  isAdmitted?: (headers: IncomingHttpHeaders) => Promise<boolean>
   /** For the frames of all runs together. */
   cacheBytes?: number
   pageRows?: number
@@ -64,7 +67,7 @@ export type Hub = ReturnType<typeof createHub>
 /** Seqs that one filtered read looks at. */
 const FILTER_SCAN = 5000
 
-export function createHub({ log, logger, ...options }: HubOptions) {
+export function createHub({ log, logger, isAdmitted = async () => true, ...options }: HubOptions) {
   const { cacheBytes = 33_554_432, pageRows = 768, pageBytes = 524_288, maxReads = 4, retryDelaysMs = [100, 300, 1000, 3000] } = options
   const cache = createChunkCache(cacheBytes)
   const pool = createPiecePool(PIECE_BYTES)
@@ -250,6 +253,9 @@ export function createHub({ log, logger, ...options }: HubOptions) {
     assertOpen(): void {
       if (closed) throw new RunplaneError('OVERLOADED', 'The service is shutting down. Connect again.', { headers: { 'retry-after': '1' } })
     },
+
+    /** Whether the reader of an open stream may stay. Where that cannot be told at the moment, it may. */
+    isAdmitted: (headers: IncomingHttpHeaders): Promise<boolean> => isAdmitted(headers).catch(() => true),
 
     opened(stream: OpenStream): void {
       streams.add(stream)

@@ -3,7 +3,7 @@
  *
  *   flowing --(the socket is full)--> blocked --(drain)--> flowing
  *   blocked --(STREAM_STALL_MS)--> gone
- *   flowing --(all runs ended, a fault, shutdown)--> ending --(close)--> gone
+ *   flowing --(all runs ended, a fault, a revoked key, shutdown)--> ending --(close)--> gone
  *   any --(close)--> gone
  *
  * Invariant: while blocked nothing is read, and, after a moment, what waits is what was last written (64 KiB, or one larger frame): a stalled reader
@@ -29,6 +29,12 @@ const RETRY_MS = 3000
  * without this a page was read anew for each of its pieces where the cache was too small for all readers (a tenth of the speed).
  */
 const PARK_MS = 100
+/** Why an open stream ends whose key is not valid any more. */
+export const NOT_ADMITTED = {
+  code: 'UNAUTHENTICATED',
+  detail: 'The key is not valid any more: it was revoked. Connect again with another one.',
+  retryable: false,
+} as const
 /** How long a shutdown waits for a reader to take what was written for it. */
 const SHUTDOWN_MS = 1000
 
@@ -209,6 +215,7 @@ class EventStream implements OpenStream {
   }
 
   heartbeat(): void {
+    void this.hub.isAdmitted(this.raw.req.headers).then((isAdmitted) => isAdmitted || this.refuse())
     if (this.state !== 'flowing') return
     const moved = this.all.filter((subscription) => subscription.untoldCursor() !== undefined)
     // The id of the last one has them all.
@@ -218,6 +225,12 @@ class EventStream implements OpenStream {
     }
     const [first] = this.all
     this.write(controlFrame('heartbeat', JSON.stringify({ ts: new Date().toISOString(), ...(this.otherCursors ? {} : { headSeq: first?.headSeq }) })))
+  }
+
+  private refuse(): void {
+    if (this.state === 'ending' || this.state === 'gone') return
+    this.write(controlFrame('error', JSON.stringify(NOT_ADMITTED)))
+    this.finish(this.stallMs)
   }
 
   /** The service shuts down. */

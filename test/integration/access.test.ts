@@ -13,7 +13,9 @@ import { assertExposable, isLoopbackHost, isLoopbackOrigin } from '../../src/acc
 import { loadConfig } from '../../src/config.js'
 import type { Database } from '../../src/db/client.js'
 import { baseApp } from '../support/base-app.js'
+import { listening } from '../support/bundles.js'
 import { testDatabase } from '../support/database.js'
+import { openStream } from '../support/sse-client.js'
 
 const bearer = (key: string) => ({ authorization: `Bearer ${key}` })
 
@@ -234,6 +236,35 @@ t.test('a key belongs to one workspace, and manages the keys of that one only', 
     ['theirs', 'x', 'y'],
   )
   t.equal((await call(app, { url: '/keys', headers: bearer(root.key) })).body.data.length, 4, 'the default workspace sees all')
+})
+
+t.test('an open stream ends with the key that it was opened with, and no other does', async (t) => {
+  const keys = createKeys(await withoutKeys())
+  const root = await keys.create({ name: 'root', role: 'admin' })
+  const leaving = await keys.create({ name: 'leaving', role: 'guest' })
+  const { url } = await listening(t, database)
+  const post = (path: string, body: unknown) =>
+    fetch(`${url}${path}`, { method: 'POST', headers: { ...bearer(root.key), 'content-type': 'application/json' }, body: JSON.stringify(body) })
+  await post('/runs', { id: 'watched' })
+  await post('/runs/watched/events', [
+    { type: 'step.started', ts: '2026-11-21T08:00:00Z', subject: { kind: 'step', id: 's' }, data: {} },
+    { type: 'step.completed', ts: '2026-11-21T09:00:00Z', subject: { kind: 'step', id: 's' }, data: {} },
+  ])
+  const paths = ['/runs/watched/stream?', '/stream?runs=watched&', '/runs/watched/replay/stream?mode=timed&maxPauseMs=60000&']
+  const open = (key: string) => Promise.all(paths.map((path) => openStream(`${url}${path}heartbeatMs=1000`, { headers: bearer(key) })))
+  const [left, stay] = [await open(leaving.key), await open(root.key)]
+  for (const stream of [...left, ...stay]) await stream.until(({ event }) => event === 'heartbeat')
+  await keys.revoke(leaving.id)
+  for (const stream of left) {
+    t.match(JSON.parse((await stream.until(({ event }) => event === 'error')).data ?? ''), { code: 'UNAUTHENTICATED', retryable: false })
+    t.equal(await stream.closed(), true)
+  }
+  for (const stream of stay) {
+    const beats = stream.frames.filter(({ event }) => event === 'heartbeat').length
+    await stream.until(() => stream.frames.filter(({ event }) => event === 'heartbeat').length > beats)
+    t.notOk(stream.frames.some(({ event }) => event === 'error'))
+    stream.close()
+  }
 })
 
 t.test('a key that another process made or revoked counts within a second', async (t) => {

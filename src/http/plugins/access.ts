@@ -3,6 +3,7 @@
  * here the request's key is looked up and compared with that before anything else of the request is read.
  * Without any key the service is open: see access/loopback.ts.
  */
+import type { IncomingHttpHeaders } from 'node:http'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
 import type { Keys } from '../../access/keys.js'
@@ -104,7 +105,14 @@ export const accessPlugin = fastifyPlugin(
   { name: 'access', dependencies: ['errors'] },
 )
 
-function presentedKey({ headers: { authorization } }: FastifyRequest): string | undefined {
+/** Whether a request with these headers would be let in now: for answers that last longer than what was known when they began. */
+export async function isAdmitted(keys: Pick<Keys, 'exist' | 'authenticate'>, headers: IncomingHttpHeaders): Promise<boolean> {
+  if (!(await keys.exist())) return true
+  const key = presentedKey({ headers })
+  return key !== undefined && (await keys.authenticate(key)) !== undefined
+}
+
+function presentedKey({ headers: { authorization } }: { headers: IncomingHttpHeaders }): string | undefined {
   // RFC 6750, section 2.1; the scheme's name is case-insensitive (RFC 9110, section 11.1).
   return authorization === undefined ? undefined : /^Bearer +(\S+) *$/i.exec(authorization)?.[1]
 }
