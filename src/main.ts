@@ -1,6 +1,7 @@
 /** The process: settings, database, service; one line when it is ready, and an orderly end. */
 import { setFlagsFromString } from 'node:v8'
 import closeWithGrace from 'close-with-grace'
+import type { FastifyInstance } from 'fastify'
 import { createKeys } from './access/keys.js'
 import { assertExposable } from './access/loopback.js'
 import { buildApp } from './app.js'
@@ -34,9 +35,9 @@ async function start(): Promise<void> {
       await app.close()
       await database.close()
     })
-    const listenTextResolver = (url: string) => `Runplane ${VERSION} is ready at ${url} on ${database.describe}`
     try {
-      await app.listen({ port: config.PORT, host: config.HOST, listenTextResolver })
+      await listen(app, config)
+      logger.info(`Runplane ${VERSION} is ready at ${urlOf(app)} on ${database.describe}`)
     } catch (error) {
       // What runs in the background would keep the process, without its database; and an end without a signal would be taken for a good one.
       grace.uninstall()
@@ -47,6 +48,18 @@ async function start(): Promise<void> {
     await database.close()
     throw error
   }
+}
+
+/** Fastify's own lines, one for each address of the machine where all are listened on, say nothing of the database. */
+async function listen(app: FastifyInstance, { PORT, HOST }: Config): Promise<void> {
+  const quiet: Pick<FastifyInstance, 'listen'> = Object.create(app, { log: { value: { info() {} } } })
+  await quiet.listen({ port: PORT, host: HOST })
+}
+
+function urlOf({ server }: FastifyInstance): string {
+  const bound = server.address()
+  if (bound === null || typeof bound === 'string') throw new Error('the service listens on a port')
+  return `http://${bound.family === 'IPv6' ? `[${bound.address}]` : bound.address}:${bound.port}`
 }
 
 /** What an operator can mend; anything else is as it was. */

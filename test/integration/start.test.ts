@@ -1,4 +1,4 @@
-/** A service that cannot listen says why, and ends with all that it has begun. */
+/** The start of the process: one that listens says where, one that cannot says why, and ends with all that it has begun. */
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { join } from 'node:path'
@@ -27,4 +27,18 @@ t.test('a service that cannot listen ends with an error that names the setting',
     await second({ PORT: '0', HOST: 'no-such-host.invalid', ADMIN_API_KEY: 'k'.repeat(32) }),
     /^runplane: HOST: 'no-such-host.invalid' is no address, and no name that can be looked up.\n$/,
   )
+})
+
+t.test('a service on all addresses tells in one line where it is, and on which database', { timeout: 120_000 }, async (t) => {
+  const service = await startService(t, { database: 'embedded', env: { HOST: '0.0.0.0', ADMIN_API_KEY: 'k'.repeat(32), LOG_LEVEL: 'info' } })
+  await service.stop()
+  const told = service
+    .logs()
+    .split('\n')
+    .filter((line) => line.includes(`:${service.port}`))
+  t.equal(told.length, 1, told.join('\n'))
+  t.match(JSON.parse(told[0] ?? '{}'), {
+    level: 'info',
+    msg: new RegExp(`^Runplane \\S+ is ready at http://0\\.0\\.0\\.0:${service.port} on .*${service.dataDir}`),
+  })
 })
