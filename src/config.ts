@@ -151,6 +151,12 @@ export function corsOrigins(config: Pick<Config, 'CORS_ORIGINS'>): string[] {
   return config.CORS_ORIGINS?.split(',').map((origin) => origin.trim()) ?? []
 }
 
+/** Where a client on this machine finds the service. */
+export function localUrl({ HOST, PORT }: Pick<Config, 'HOST' | 'PORT'>): string {
+  const host = HOST === '0.0.0.0' ? '127.0.0.1' : HOST === '::' ? '::1' : HOST
+  return `http://${host.includes(':') ? `[${host}]` : host}:${PORT}`
+}
+
 /** The expressions of MASK_PATTERNS. */
 export function maskPatterns(config: Pick<Config, 'MASK_PATTERNS'>): string[] {
   return config.MASK_PATTERNS?.split(/\s+/).filter((pattern) => pattern !== '') ?? []

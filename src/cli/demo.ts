@@ -2,40 +2,36 @@
  * `npm run demo`: records something real. This project's own type check and unit tests become a run: each stage a step, each line of output an
  * event, progress as it goes, and the end as it was. A client of the public API and nothing else, so that it can be read as an example of one.
  *
- * RUNPLANE_URL (http://127.0.0.1:3000) and RUNPLANE_API_KEY say where it goes. If RUNPLANE_URL is not set and no service answers, the demo
- * starts one on the embedded database, and stops it at its end (in a terminal: on Ctrl-C, so that one can look around).
- * Ctrl-C during the run cancels it, and the log says so. Exit code: 0 completed, 1 failed, 130 cancelled.
+ * It goes to the service that the settings (environment and `.env`) tell of; if none answers there, the demo starts it, and stops it at its end
+ * (in a terminal: on Ctrl-C, so that one can look around). RUNPLANE_URL names another service, RUNPLANE_API_KEY a key.
+ * Ctrl-C or SIGTERM during the run cancels it, and the log says so. Exit code: 0 completed, 1 failed, 130 cancelled.
  */
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { readdirSync } from 'node:fs'
-import { createInterface } from 'node:readline'
-import type { Readable } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
+import { Command } from 'commander'
+import { loadConfig, localUrl } from '../config.js'
 import type { RunState } from '../projections/fold.js'
 import { createOutbox, type OutgoingEvent } from './outbox.js'
+import { perform, type Stage, type Tell } from './stages.js'
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url))
-const DEFAULT_URL = 'http://127.0.0.1:3000'
 const START_PATIENCE_MS = 30_000
-/** Longer lines become several events: far below what the service takes as one. */
-const MAX_LINE_CHARS = 16_000
-
-const url = (process.env.RUNPLANE_URL ?? DEFAULT_URL).replace(/\/+$/, '')
+const { url: givenUrl } = new Command('npm run demo --')
+  .description("Record something real: this project's own type check and unit tests, as a run that you can watch.")
+  .option('--url <url>', 'a service that runs; none: that of the settings, which is started if it does not answer', process.env.RUNPLANE_URL || undefined)
+  .addHelpText(
+    'after',
+    '\nThe settings (PORT, HOST and the rest) come from the environment and from .env: see .env.example. RUNPLANE_URL is the same as --url;' +
+      '\nthe key of the service is in RUNPLANE_API_KEY. Ctrl-C cancels the run. Exit code: 0 completed, 1 failed, 130 cancelled.',
+  )
+  .parse()
+  .opts<{ url?: string }>()
+const url = (givenUrl ?? urlOfSettings()).replace(/\/+$/, '')
 const apiKey = process.env.RUNPLANE_API_KEY
 const headers: Record<string, string> = apiKey ? { Authorization: `Bearer ${apiKey}` } : {}
-
-interface Stage {
-  id: string
-  name: string
-  command: string
-  args: string[]
-  /** How much of the whole it is, in parts. */
-  parts: number
-  /** A line of output that says that one part is done. */
-  partDone?: RegExp
-}
 
 const testFiles = readdirSync(`${ROOT}/test/unit`, { recursive: true }).filter((file) => String(file).endsWith('.test.ts')).length
 const STAGES: Stage[] = [
@@ -46,12 +42,14 @@ const STAGES: Stage[] = [
 
 const cancelled = new AbortController()
 let interruptedAt = 0
-process.on('SIGINT', () => {
+const interrupt = () => {
   // What runs the demo passes the terminal's signal on, so that one Ctrl-C comes two or three times.
   if (cancelled.signal.aborted && Date.now() - interruptedAt > 1000) process.exit(130)
   interruptedAt ||= Date.now()
   cancelled.abort()
-})
+}
+process.on('SIGINT', interrupt)
+process.on('SIGTERM', interrupt)
 
 const service = await findService()
 try {
@@ -62,14 +60,26 @@ try {
 }
 if (service) await leave(service)
 
+/** Where the service is, or would be: the process that is started below reads the same settings. */
+function urlOfSettings(): string {
+  try {
+    const config = loadConfig(process.env, { envFile: `${ROOT}/.env` })
+    if (config.PORT !== 0) return localUrl(config)
+    console.error('demo: PORT: 0 takes any port that is free, and the demo has to know it. Set another one.')
+  } catch (error) {
+    console.error(`demo: ${error instanceof Error ? error.message : String(error)}`)
+  }
+  process.exit(1)
+}
+
 /** @returns the service if it is one of ours. */
 async function findService(): Promise<ChildProcess | undefined> {
   if (await answers()) return undefined
-  if (process.env.RUNPLANE_URL) {
-    console.error(`demo: no service answers at ${url}. Start one with \`npm start\`, or unset RUNPLANE_URL and the demo starts its own.`)
+  if (givenUrl !== undefined) {
+    console.error(`demo: no service answers at ${url}. Start one with \`npm start\`, or name none (--url, RUNPLANE_URL) and the demo starts its own.`)
     process.exit(1)
   }
-  console.log(`No service answers at ${url}: starting one on the embedded database.`)
+  console.log(`No service answers at ${url}: starting one.`)
   // In a process group of its own: Ctrl-C in the terminal must reach the demo first, which has a cancellation to post.
   const child = spawn(process.execPath, ['--import', 'tsx', 'src/main.ts'], {
     cwd: ROOT,
@@ -122,98 +132,15 @@ async function record(): Promise<number> {
 
   const outbox = createOutbox({ url: `${url}/runs/${runId}/events`, headers })
   let events = 0
-  const tell = (type: string, data: Record<string, unknown>, step?: string) => {
+  const tell: Tell = (type, data, step) => {
     const event: OutgoingEvent = { id: `demo-${++events}`, type, ts: new Date().toISOString(), data }
     return outbox.push(step === undefined ? event : { ...event, subject: { kind: 'step', id: step } })
   }
 
-  const exitCode = await perform(tell)
+  const exitCode = await perform(STAGES, { cwd: ROOT, tell, cancelled: cancelled.signal })
   await outbox.drain()
   await summarise(runId)
   return exitCode
-}
-
-type Tell = (type: string, data: Record<string, unknown>, step?: string) => Promise<void>
-
-async function perform(tell: Tell): Promise<number> {
-  await tell('run.started', {})
-  let done = 0
-  const total = STAGES.reduce((sum, { parts }) => sum + parts, 0)
-  const progress = async (parts: number) => {
-    done += parts
-    await tell('progress.reported', { percentage: Math.floor((100 * done) / total), current: done, total, unit: 'parts' })
-  }
-  const failures: string[] = []
-  await progress(0)
-  for (const [ordinal, stage] of STAGES.entries()) {
-    if (cancelled.signal.aborted) {
-      await tell('step.skipped', { name: stage.name, reason: 'cancelled' }, stage.id)
-      continue
-    }
-    console.log(`${stage.name} ...`)
-    await tell('step.started', { name: stage.name, kind: 'command', phase: 'validation', ordinal, input: [stage.command, ...stage.args].join(' ') }, stage.id)
-    const startedAt = performance.now()
-    const fault = await run(stage, tell, progress)
-    const durationMs = Math.round(performance.now() - startedAt)
-    if (fault === undefined) await tell('step.completed', { durationMs }, stage.id)
-    else {
-      failures.push(`${stage.name}: ${fault}`)
-      await tell('step.failed', { durationMs, error: { code: 'STAGE_FAILED', message: fault } }, stage.id)
-    }
-    console.log(`${stage.name}: ${fault ?? 'passed'} (${(durationMs / 1000).toFixed(1)} s)`)
-  }
-  if (cancelled.signal.aborted) {
-    await tell('run.cancelled', { reason: 'interrupted at the keyboard', by: 'demo' })
-    return 130
-  }
-  if (failures.length > 0) {
-    await tell('run.failed', { error: { code: 'STAGE_FAILED', message: failures.join('; ') }, retryable: false })
-    return 1
-  }
-  await tell('run.completed', { output: { stages: STAGES.length, parts: done } })
-  return 0
-}
-
-/** Runs one command, telling each line of its output. @returns what went wrong. */
-async function run(stage: Stage, tell: Tell, progress: (parts: number) => Promise<void>): Promise<string | undefined> {
-  // A group of its own, so that Ctrl-C ends the command and what it started through us, once.
-  const child = spawn(stage.command, stage.args, { cwd: ROOT, detached: true, env: { ...process.env, NO_COLOR: '1' }, stdio: ['ignore', 'pipe', 'pipe'] })
-  const ended = new Promise<string | undefined>((resolve) => {
-    child.on('error', (error) => resolve(error.message))
-    child.on('exit', (code, signal) => resolve(code === 0 ? undefined : `ended with ${signal ?? `exit code ${code}`}`))
-  })
-  const interrupt = () => {
-    if (child.pid !== undefined && child.exitCode === null) process.kill(-child.pid, 'SIGTERM')
-  }
-  cancelled.signal.addEventListener('abort', interrupt)
-  let partsDone = 0
-  // Reading line by line waits for `tell`, and the command for its reader: nothing piles up here.
-  const read = async (stream: 'stdout' | 'stderr', readable: Readable) => {
-    for await (const line of createInterface({ input: readable, crlfDelay: Number.POSITIVE_INFINITY })) {
-      for (let from = 0; from === 0 || from < line.length; from += MAX_LINE_CHARS) {
-        await tell('step.output', { stream, text: line.slice(from, from + MAX_LINE_CHARS) }, stage.id)
-      }
-      if (stage.partDone?.test(line) && partsDone < stage.parts) {
-        partsDone++
-        await tell(
-          'progress.reported',
-          { percentage: Math.floor((100 * partsDone) / stage.parts), current: partsDone, total: stage.parts, unit: 'files' },
-          stage.id,
-        )
-        await progress(1)
-      }
-    }
-  }
-  try {
-    await Promise.all([read('stdout', child.stdout), read('stderr', child.stderr)])
-  } catch (error) {
-    interrupt()
-    throw error
-  }
-  const fault = await ended
-  cancelled.signal.removeEventListener('abort', interrupt)
-  if (fault === undefined && partsDone < stage.parts) await progress(stage.parts - partsDone)
-  return cancelled.signal.aborted ? 'cancelled' : fault
 }
 
 async function summarise(runId: string): Promise<void> {

@@ -2,7 +2,7 @@ import { mkdtempSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
-import { ConfigError, ConfigSchema, corsOrigins, loadConfig } from '../../src/config.js'
+import { ConfigError, ConfigSchema, corsOrigins, loadConfig, localUrl } from '../../src/config.js'
 
 const none = { envFile: '/nonexistent/.env' }
 const fault = (env: Record<string, string>) => {
@@ -85,4 +85,13 @@ t.test('a file of settings that cannot be read is told', async (t) => {
 
 t.test('every setting tells what it is for', async (t) => {
   for (const [name, schema] of Object.entries(ConfigSchema.properties)) t.ok(schema.description, name)
+})
+
+t.test('a client on this machine finds the service by its settings', async (t) => {
+  const urlFor = (env: Record<string, string>) => localUrl(loadConfig(env, none))
+  t.equal(urlFor({}), 'http://127.0.0.1:3000')
+  t.equal(urlFor({ PORT: '3431', HOST: 'localhost' }), 'http://localhost:3431')
+  t.equal(urlFor({ HOST: '0.0.0.0' }), 'http://127.0.0.1:3000', 'all addresses')
+  t.equal(urlFor({ HOST: '::' }), 'http://[::1]:3000', 'and all of IPv6')
+  t.equal(urlFor({ HOST: 'fd00::2' }), 'http://[fd00::2]:3000')
 })
