@@ -3,6 +3,7 @@ import cors from '@fastify/cors'
 import type { FastifyInstance } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
 import { type Config, corsOrigins } from '../../config.js'
+import { RESPONSE_HEADERS } from '../schemas/response-headers.js'
 
 const ONE_DAY_S = 86_400
 
@@ -13,7 +14,7 @@ export const corsPlugin = fastifyPlugin(
     await app.register(cors, {
       origin,
       methods: ['GET', 'HEAD', 'POST', 'PUT', 'PATCH', 'DELETE'],
-      exposedHeaders: ['ETag', 'Location', 'x-request-id', 'Producer-Expected-Seq', 'Retry-After'],
+      exposedHeaders: Object.keys(RESPONSE_HEADERS),
       maxAge: ONE_DAY_S,
       // The answer to an OPTIONS that is no preflight would be a text.
       strictPreflight: false,
