@@ -1,10 +1,12 @@
 /**
  * Each route is fuzzed from its own schema: the OpenAPI document says what a request looks like, and values that nearly fit
- * are sent. No answer is a 5xx (503 OVERLOADED excepted), and each from 400 on is problem details with a code of the catalogue.
+ * are sent. No answer is a 5xx (503 OVERLOADED excepted), each from 400 on is problem details with a code of the catalogue, and the document
+ * describes each status, code and header.
  */
 import fc from 'fast-check'
 import t from 'tap'
 import { ERROR_CATALOGUE } from '../../src/errors.js'
+import { RESPONSE_HEADERS } from '../../src/http/schemas/response-headers.js'
 import { createClient, type Problem } from '../support/http.js'
 import { startService } from '../support/service.js'
 
@@ -57,6 +59,7 @@ interface Operation {
   operationId?: string
   parameters?: { name: string; in: string; required?: boolean; schema?: Schema }[]
   requestBody?: { content?: Record<string, { schema?: Schema }> }
+  responses: Record<string, { description: string; headers?: Record<string, unknown> }>
 }
 interface Document {
   paths: Record<string, Record<string, Operation>>
@@ -179,7 +182,7 @@ function requestOf(path: string, operation: Operation): fc.Arbitrary<Request> {
 }
 
 /** The status and, where it is an error, the problem. A stream is left as soon as its headers are there. */
-async function answerTo(method: string, request: Request): Promise<{ status: number; type: string; text: string }> {
+async function answerTo(method: string, request: Request): Promise<{ status: number; type: string; text: string; headers: Headers }> {
   const leave = new AbortController()
   const answer = await fetch(service.url + request.path, {
     method: method.toUpperCase(),
@@ -191,9 +194,21 @@ async function answerTo(method: string, request: Request): Promise<{ status: num
   const type = answer.headers.get('content-type') ?? ''
   if (type.startsWith('text/event-stream')) {
     leave.abort()
-    return { status: answer.status, type, text: '' }
+    return { status: answer.status, type, text: '', headers: answer.headers }
   }
-  return { status: answer.status, type, text: await answer.text() }
+  return { status: answer.status, type, text: await answer.text(), headers: answer.headers }
+}
+
+const TOLD_HEADERS = Object.keys(RESPONSE_HEADERS)
+
+/** What of an answer the document does not say; undefined where it says all of it. */
+function undescribed({ responses }: Operation, { status, headers }: { status: number; headers: Headers }, code: string | undefined): string | undefined {
+  const described = responses[status]
+  if (!described) return `${status} ${code ?? ''}`
+  if (code !== undefined && !described.description.includes(`\`${code}\``)) return `${status} with the code ${code}`
+  const names = Object.keys(described.headers ?? {})
+  const sent = TOLD_HEADERS.find((name) => headers.has(name) && !names.includes(name))
+  return sent && `${status} with the header ${sent}`
 }
 
 const isCode = (code: unknown): boolean => typeof code === 'string' && Object.hasOwn(ERROR_CATALOGUE, code)
@@ -209,8 +224,10 @@ for (const [path, item] of Object.entries(document.paths)) {
       await fc.assert(
         fc.asyncProperty(requestOf(path, operation), async (request) => {
           const answer = await answerTo(method, request)
+          const problem: Partial<Problem> & { results?: unknown[] } = answer.status < 400 || answer.text === '' ? {} : JSON.parse(answer.text)
+          const missing = undescribed(operation, answer, problem.code)
+          if (missing !== undefined) throw new Error(`the document does not describe ${missing}: ${answer.text.slice(0, 500)}`)
           if (answer.status < 400) return
-          const problem: Partial<Problem> & { results?: unknown[] } = answer.text === '' ? {} : JSON.parse(answer.text)
           if (answer.status === 503 && problem.code === 'OVERLOADED') return
           if (answer.status >= 500) throw new Error(`${answer.status} ${answer.text}`)
           if (answer.status === 422 && problem.results) return

@@ -1,6 +1,7 @@
 /** The OpenAPI document and the page that shows it. */
 import { execFile } from 'node:child_process'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { STATUS_CODES } from 'node:http'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -15,7 +16,7 @@ interface Operation {
   tags?: string[]
   security?: unknown[]
   requestBody?: { content: Record<string, { schema: object }> }
-  responses: Record<string, { description: string; content?: Record<string, unknown> }>
+  responses: Record<string, { description: string; headers?: Record<string, { description?: string; schema: object }>; content?: Record<string, unknown> }>
 }
 interface OpenApi {
   openapi: string
@@ -23,6 +24,9 @@ interface OpenApi {
   paths: Record<string, Record<string, Operation>>
   components: { schemas: Record<string, unknown> }
 }
+
+/** What stands for an answer of which nobody has said what it is. */
+const UNSAID = new RegExp(`^(Default Response|${Object.values(STATUS_CODES).join('|')})$`)
 
 const app = await buildApp({ config: loadConfig({}, { envFile: '/nonexistent' }), database: await testDatabase(t), logger: silent })
 t.teardown(() => app.close())
@@ -87,12 +91,49 @@ t.test('every operation has a name of its own, a summary, a declared tag, descri
       Object.keys(operation.responses).some((status) => /^2/.test(status)),
       `${name}: what it answers`,
     )
-    for (const [status, response] of Object.entries(operation.responses))
-      t.notMatch(response.description, /^Default Response$/, `${name}: ${status} is described`)
+    for (const [status, response] of Object.entries(operation.responses)) t.notMatch(response.description, UNSAID, `${name}: ${status} is described`)
     t.match(operation.responses['4XX'], { content: { 'application/problem+json': { schema: { $ref: '#/components/schemas/Problem' } } } }, `${name}: problems`)
   }
   const ids = operations.map(({ operation }) => operation.operationId)
   t.equal(new Set(ids).size, ids.length)
+})
+
+t.test('an answer has its headers, and a refusal its codes', async (t) => {
+  const responsesOf = (wanted: string) => operations.find(({ name }) => name === wanted)?.operation.responses ?? {}
+  const headersOf = (name: string, status: number) => Object.keys(responsesOf(name)[status]?.headers ?? {})
+  for (const [name, status, ...headers] of [
+    ['POST /runs', 201, 'Location'],
+    ['GET /runs/{id}/state', 200, 'ETag'],
+    ['GET /runs/{id}/state', 304, 'ETag'],
+    ['POST /runs/{id}/events', 207, 'Producer-Epoch', 'Producer-Seq'],
+    ['POST /runs/{id}/events', 409, 'Producer-Expected-Seq', 'Producer-Received-Seq'],
+    ['POST /runs/{id}/events', 403, 'Producer-Epoch'],
+    ['GET /exports/{id}/download', 200, 'Content-Disposition'],
+    ['GET /runs', 401, 'WWW-Authenticate'],
+    ['GET /runs', 503, 'Retry-After'],
+  ] as const) {
+    t.same(headersOf(name, status), [...headers, 'x-request-id'], `${name} ${status}`)
+  }
+  t.match(responsesOf('POST /runs')[201]?.headers?.Location, { description: String, schema: { type: 'string' } })
+  t.same(Object.keys(responsesOf('POST /runs/{id}/events')).sort(), [
+    '200',
+    '207',
+    '400',
+    '401',
+    '403',
+    '404',
+    '408',
+    '409',
+    '412',
+    '413',
+    '415',
+    '422',
+    '4XX',
+    '500',
+    '503',
+  ])
+  t.match(responsesOf('POST /runs/{id}/events')[409]?.description, /`PRODUCER_GAP`: .*`LEASE_LOST`: .*`IDEMPOTENCY_CONFLICT`: /)
+  t.notOk(responsesOf('GET /healthz')[401], 'anyone may ask')
 })
 
 t.test('shared schemas are components under their own names', async (t) => {

@@ -1,18 +1,24 @@
 /**
  * The OpenAPI document, made of the routes' own schemas: what is validated is what is documented. Register it before the routes.
- * Shared schemas are components under their `$id`; each operation gets its problems, its role and its security here.
+ * Shared schemas are components under their `$id`; each operation gets its problems, its headers, its role and its security here.
  */
 import { STATUS_CODES } from 'node:http'
 import swagger from '@fastify/swagger'
 import type { FastifyContextConfig, FastifyInstance, FastifySchema } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
+import { ERROR_CATALOGUE, type ErrorCode } from '../../errors.js'
 import { VERSION } from '../../ops/version.js'
 import { PROBLEM_CONTENT_TYPE, Problem } from '../schemas/problem.js'
+import { RESPONSE_HEADERS, type ResponseHeader } from '../schemas/response-headers.js'
 
 declare module 'fastify' {
   interface FastifyContextConfig {
     /** What the body may be, by content type, where the route reads and checks it itself: for the document only. */
     body?: Readonly<Record<string, { schema: object }>>
+    /** What refuses it, besides what `refusals` below knows of every route. */
+    errors?: readonly ErrorCode[]
+    /** Headers of its answers, by status. */
+    headers?: Readonly<Record<number, readonly ResponseHeader[]>>
   }
 }
 
@@ -48,32 +54,65 @@ export const docsPlugin = fastifyPlugin(
         security: [{ key: [] }],
       },
       refResolver: { buildLocalReference: (json, _baseUri, _fragment, index) => (typeof json.$id === 'string' ? json.$id : `def-${index}`) },
-      transform: ({ schema, url, route }) => ({ url, schema: schema?.hide ? schema : documented(schema ?? {}, route.config) }),
+      transform: ({ schema, url, route }) => ({ url, schema: schema?.hide ? schema : documented(url, schema ?? {}, route.config) }),
     })
   },
   { name: 'docs' },
 )
 
-function documented(schema: FastifySchema, { role, body }: Pick<FastifyContextConfig, 'role' | 'body'> = {}): FastifySchema {
-  const problem = (description: string) => ({ description, content: { [PROBLEM_CONTENT_TYPE]: { schema: { $ref: 'Problem#' } } } })
-  const response = Object.entries(schema.response ?? {}).map(([status, answer]: [string, object]) => [
+function documented(url: string, schema: FastifySchema, config: FastifyContextConfig = {}): FastifySchema {
+  const { role, body, headers = {} } = config
+  const answers = Object.entries(schema.response ?? {}).map(([status, answer]: [string, object]) => [
     status,
-    described(answer, STATUS_CODES[status] ?? status),
+    { ...described(answer, STATUS_CODES[status] ?? status), headers: headersOf(headers[Number(status)]) },
   ])
   return {
     ...schema,
     ...(body && { body: { content: body } }),
     description: [schema.description, role && `Needs the role ${role}.`].filter(Boolean).join('\n\n'),
-    response: {
-      ...Object.fromEntries(response),
-      '4XX': problem('The request was refused: `code` says why'),
-      '5XX': problem('The service could not do it: try again'),
-    },
+    response: { ...refusals(url, schema, config), ...Object.fromEntries(answers) },
   }
 }
 
-/** A shared schema says what a thing is, not that it is the answer: that is the status's name. */
-function described(answer: object, description: string): object {
-  if ('description' in answer) return answer
-  return '$ref' in answer ? { description, content: { 'application/json': { schema: answer } } } : { ...answer, description }
+/** A shared schema says what a thing is, not that it is the answer: that is said beside the reference to it. */
+function described(answer: object, status: string): object {
+  const description = 'description' in answer ? answer.description : status
+  if (!('$ref' in answer)) return { ...answer, description }
+  return { description, content: { 'application/json': { schema: { $ref: answer.$ref } } } }
+}
+
+const headersOf = (names: readonly ResponseHeader[] = []) =>
+  Object.fromEntries([...names, 'x-request-id' as const].map((name) => [name, RESPONSE_HEADERS[name]]))
+
+/** Headers that come with a problem. */
+const PROBLEM_HEADERS: Partial<Record<ErrorCode, readonly ResponseHeader[]>> = {
+  UNAUTHENTICATED: ['WWW-Authenticate'],
+  PRODUCER_FENCED: ['Producer-Epoch'],
+  PRODUCER_GAP: ['Producer-Expected-Seq', 'Producer-Received-Seq'],
+  OVERLOADED: ['Retry-After'],
+}
+
+/** The problems of a route by their status: those that it names, and those that come of its path, its body and its role. */
+function refusals(url: string, schema: FastifySchema, { role, body, errors = [] }: FastifyContextConfig): Record<string, object> {
+  const codes = new Set<ErrorCode>(['VALIDATION_ERROR', 'FORBIDDEN', 'INTERNAL', 'OVERLOADED', ...errors])
+  if (role) codes.add('UNAUTHENTICATED')
+  if (url.startsWith('/runs/:id')) codes.add('RUN_NOT_FOUND')
+  if (schema.body || body) for (const code of ['REQUEST_TIMEOUT', 'PAYLOAD_TOO_LARGE', 'UNSUPPORTED_FORMAT'] as const) codes.add(code)
+  const statuses = new Set([...codes].map((code) => ERROR_CATALOGUE[code].status))
+  const known = [...statuses].map((status) => {
+    const ofStatus = [...codes].filter((code) => ERROR_CATALOGUE[code].status === status)
+    const description = ofStatus.map((code) => `\`${code}\`: ${ERROR_CATALOGUE[code].title}`).join('. ')
+    return [
+      status,
+      problem(
+        description,
+        ofStatus.flatMap((code) => PROBLEM_HEADERS[code] ?? []),
+      ),
+    ]
+  })
+  return { ...Object.fromEntries(known), '4XX': problem('Any other refusal, of what is wrong with a request whatever its route') }
+}
+
+function problem(description: string, headers?: readonly ResponseHeader[]): object {
+  return { description, headers: headersOf(headers), content: { [PROBLEM_CONTENT_TYPE]: { schema: { $ref: 'Problem#' } } } }
 }

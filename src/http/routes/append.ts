@@ -48,7 +48,12 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
   app.post(
     '/runs/:id/events',
     {
-      config: { role: 'member', body: EventsBody },
+      config: {
+        role: 'member',
+        body: EventsBody,
+        errors: ['PRODUCER_FENCED', 'PRODUCER_GAP', 'LEASE_LOST', 'IDEMPOTENCY_CONFLICT', 'INVALID_STATE_TRANSITION', 'PRECONDITION_FAILED'],
+        headers: { 200: ['Producer-Epoch', 'Producer-Seq'], 207: ['Producer-Epoch', 'Producer-Seq'], 422: ['Producer-Epoch', 'Producer-Seq'] },
+      },
       schema: {
         operationId: 'postEvents',
         tags: ['events'],
@@ -58,7 +63,11 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
         params: RunParams,
         querystring: AppendQuery,
         headers: AppendHeadersSchema,
-        response: { 200: reference(AppendAnswer), 207: reference(AppendAnswer), 422: reference(AppendAnswer) },
+        response: {
+          200: reference(AppendAnswer, 'What became of the items: all of them are stored'),
+          207: reference(AppendAnswer, 'What became of the items: some were rejected, the others are stored'),
+          422: reference(AppendAnswer, 'What became of the items: all of them were rejected, and nothing is stored'),
+        },
       },
     },
     async (request, reply) => {
@@ -124,7 +133,7 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
         tags: ['events'],
         summary: 'Show what a payload would become, without storing it',
         querystring: AppendQuery,
-        response: { 200: reference(ExplainAnswer) },
+        response: { 200: reference(ExplainAnswer, 'What each item would become') },
       },
     },
     async (request) => {

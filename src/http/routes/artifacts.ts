@@ -52,7 +52,13 @@ export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = a
   app.post(
     '/runs/:id/artifacts',
     {
-      config: { role: 'member', streamed: true, body: ArtifactBody },
+      config: {
+        role: 'member',
+        streamed: true,
+        body: ArtifactBody,
+        errors: ['LEASE_LOST', 'IDEMPOTENCY_CONFLICT', 'INVALID_STATE_TRANSITION'],
+        headers: { 200: ['Location'], 201: ['Location'] },
+      },
       schema: {
         operationId: 'createArtifact',
         tags: ['insight'],
@@ -64,7 +70,7 @@ export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = a
           'idempotency-key': IdempotencyKey,
           'x-worker-id': WorkerHeader,
         }),
-        response: { 200: reference(StoredArtifact), 201: reference(StoredArtifact) },
+        response: { 200: reference(StoredArtifact, 'The artifact, which was stored before'), 201: reference(StoredArtifact, 'The artifact') },
       },
     },
     async (request, reply) => {
@@ -107,7 +113,7 @@ export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = a
         summary: 'List the artifacts of a run, as its log tells them',
         params: RunParams,
         querystring: ListArtifactsQuery,
-        response: { 200: reference(ArtifactList) },
+        response: { 200: reference(ArtifactList, 'A page of artifacts') },
       },
     },
     async (request) => {
@@ -125,7 +131,7 @@ export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = a
   app.get(
     '/runs/:id/artifacts/:sha256',
     {
-      config: { role: 'guest' },
+      config: { role: 'guest', errors: ['NOT_FOUND'], headers: { 200: ['ETag', 'Content-Disposition'], 304: ['ETag'] } },
       // Whoever asks for the head only would have all of it read.
       exposeHeadRoute: false,
       schema: {

@@ -45,13 +45,15 @@ export function auditRoutes({ audit }: { audit: Audit }): FastifyPluginAsyncType
     app.get(
       '/audit',
       {
-        config: { role: 'admin' },
+        config: { role: 'admin', errors: ['CURSOR_INVALID'] },
         schema: {
           operationId: 'listAudit',
           tags: ['access'],
           summary: 'Who commanded what, newest first',
           querystring: AuditQuery,
-          response: { 200: Type.Object({ data: Type.Array(reference(AuditLine)), nextCursor: Type.Optional(Type.String()) }) },
+          response: {
+            200: Type.Object({ data: Type.Array(reference(AuditLine)), nextCursor: Type.Optional(Type.String()) }, { description: 'A page of the audit log' }),
+          },
         },
       },
       async (request) => {

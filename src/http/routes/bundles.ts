@@ -83,7 +83,7 @@ export function bundlesRoutes({ exporter, importer, mask }: BundlesRoutesDeps): 
     app.get(
       '/runs/:id/export',
       {
-        config: { role: 'guest' },
+        config: { role: 'guest', errors: ['CURSOR_INVALID', 'NOT_FOUND'], headers: { 200: ['ETag', 'Content-Disposition'], 304: ['ETag'] } },
         // Whoever asks for the head only would wait until all of it has been read.
         exposeHeadRoute: false,
         schema: {
@@ -126,7 +126,14 @@ export function bundlesRoutes({ exporter, importer, mask }: BundlesRoutesDeps): 
       app.post(
         '/runs/import',
         {
-          config: { role: 'member', streamed: true, gzip: true, body: BundleBody },
+          config: {
+            role: 'member',
+            streamed: true,
+            gzip: true,
+            body: BundleBody,
+            errors: ['IDEMPOTENCY_CONFLICT'],
+            headers: { 200: ['Location'], 201: ['Location'] },
+          },
           schema: {
             operationId: 'importRun',
             tags: ['insight'],
@@ -134,7 +141,10 @@ export function bundlesRoutes({ exporter, importer, mask }: BundlesRoutesDeps): 
             description:
               'The body is a bundle, as `GET /runs/:id/export` answers it: zip, NDJSON or JSON, also gzipped. All of it is checked before any of it is seen.',
             querystring: ImportQuery,
-            response: { 200: reference(ImportAnswer), 201: reference(ImportAnswer) },
+            response: {
+              200: reference(ImportAnswer, 'The run was there already, as it is in the bundle'),
+              201: reference(ImportAnswer, 'The run has been brought back'),
+            },
           },
         },
         async (request, reply) => {

@@ -24,7 +24,8 @@ const works = (command: CommandName) => `Works from ${WORKS_FROM[command].join('
 
 export const commandsRoutes: FastifyPluginAsyncTypebox<CommandsRoutesDeps> = async (app, { sql, commands, audit }) => {
   for (const schema of [RunRecord, Because, Retry, CloneRun, Batch, BatchBecause, BatchAnswer]) app.addSchema(schema)
-  const record = reference(RunRecord)
+  const record = reference(RunRecord, 'The run, after it')
+  const MADE = { 200: ['Location'], 201: ['Location'] } as const
 
   // A command needs no body.
   app.addHook('preValidation', async (request) => {
@@ -43,7 +44,7 @@ export const commandsRoutes: FastifyPluginAsyncTypebox<CommandsRoutesDeps> = asy
   }
 
   const one = <Body extends TSchema>(operationId: string, summary: string, description: string, body: Body) => ({
-    config: { role: 'member' as const },
+    config: { role: 'member' as const, errors: ['INVALID_STATE_TRANSITION' as const] },
     schema: { operationId, tags: ['control'], summary, description, params: RunParams, body: reference(body), response: { 200: record } },
   })
 
@@ -82,7 +83,7 @@ export const commandsRoutes: FastifyPluginAsyncTypebox<CommandsRoutesDeps> = asy
   app.post(
     '/runs/:id/retry',
     {
-      config: { role: 'member' },
+      config: { role: 'member', errors: ['INVALID_STATE_TRANSITION', 'IDEMPOTENCY_CONFLICT'], headers: MADE },
       schema: {
         operationId: 'retryRun',
         tags: ['control'],
@@ -91,7 +92,10 @@ export const commandsRoutes: FastifyPluginAsyncTypebox<CommandsRoutesDeps> = asy
         params: RunParams,
         headers: KeyHeader,
         body: reference(Retry),
-        response: { 200: record, 201: record },
+        response: {
+          200: reference(RunRecord, 'The run, in its next attempt; or the new run, which the same request has made before'),
+          201: reference(RunRecord, 'The new run'),
+        },
       },
     },
     async (request, reply) => {
@@ -110,7 +114,7 @@ export const commandsRoutes: FastifyPluginAsyncTypebox<CommandsRoutesDeps> = asy
   app.post(
     '/runs/:id/clone',
     {
-      config: { role: 'member' },
+      config: { role: 'member', errors: ['IDEMPOTENCY_CONFLICT'], headers: MADE },
       schema: {
         operationId: 'cloneRun',
         tags: ['control'],
@@ -119,7 +123,7 @@ export const commandsRoutes: FastifyPluginAsyncTypebox<CommandsRoutesDeps> = asy
         params: RunParams,
         headers: KeyHeader,
         body: reference(CloneRun),
-        response: { 200: record, 201: record },
+        response: { 200: reference(RunRecord, 'The new run, which the same request has made before'), 201: reference(RunRecord, 'The new run') },
       },
     },
     async (request, reply) => {
@@ -153,7 +157,7 @@ export const commandsRoutes: FastifyPluginAsyncTypebox<CommandsRoutesDeps> = asy
   app.delete(
     '/runs/:id',
     {
-      config: { role: 'member' },
+      config: { role: 'member', errors: ['INVALID_STATE_TRANSITION'] },
       schema: {
         operationId: 'deleteRun',
         tags: ['control'],
@@ -170,14 +174,14 @@ export const commandsRoutes: FastifyPluginAsyncTypebox<CommandsRoutesDeps> = asy
   )
 
   const batchOf = <Body extends TSchema>(command: string, summary: string, body: Body) => ({
-    config: { role: 'member' as const },
+    config: { role: 'member' as const, errors: ['CURSOR_INVALID' as const] },
     schema: {
       operationId: `${command}Runs`,
       tags: ['control'],
       summary,
       description: 'By `runIds`, or by a `filter`, oldest first. Each run has its result; one that is refused holds up no other.',
       body: reference(body),
-      response: { 200: reference(BatchAnswer) },
+      response: { 200: reference(BatchAnswer, 'What became of each run') },
     },
   })
 

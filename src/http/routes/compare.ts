@@ -2,7 +2,7 @@
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
-import { RunplaneError } from '../../errors.js'
+import { type ErrorCode, RunplaneError } from '../../errors.js'
 import { COMPARE_SECTIONS, type CompareSection, Comparison, ComparisonMatrix } from '../../insight/compare/answer.js'
 import type { Comparer, SideRequest } from '../../insight/compare/comparer.js'
 import { goneSignal } from '../gone.js'
@@ -16,8 +16,12 @@ export interface CompareRoutesDeps {
 
 const JSON_TYPE = 'application/json; charset=utf-8'
 // Sent as text: what is in an event is no part of a schema.
-const answers = Type.Unsafe<string>({ anyOf: [{ $ref: 'Comparison#' }, { $ref: 'ComparisonMatrix#' }] })
-const answer = Type.Unsafe<string>({ $ref: 'Comparison#' })
+const answers = Type.Unsafe<string>({
+  anyOf: [{ $ref: 'Comparison#' }, { $ref: 'ComparisonMatrix#' }],
+  description: 'How the runs differ: of two a Comparison, of several a ComparisonMatrix',
+})
+const answer = Type.Unsafe<string>({ $ref: 'Comparison#', description: 'How the runs differ' })
+const REFUSED: ErrorCode[] = ['RUN_NOT_FOUND', 'CURSOR_INVALID', 'INVALID_STATE_TRANSITION', 'PAYLOAD_TOO_LARGE']
 
 export function compareRoutes({ comparer }: CompareRoutesDeps): FastifyPluginAsyncTypebox {
   return async (app) => {
@@ -26,7 +30,7 @@ export function compareRoutes({ comparer }: CompareRoutesDeps): FastifyPluginAsy
     app.post(
       '/runs/compare',
       {
-        config: { role: 'guest' },
+        config: { role: 'guest', errors: REFUSED },
         schema: {
           operationId: 'compareRuns',
           tags: ['insight'],
@@ -53,7 +57,7 @@ export function compareRoutes({ comparer }: CompareRoutesDeps): FastifyPluginAsy
     app.get(
       '/runs/compare',
       {
-        config: { role: 'guest' },
+        config: { role: 'guest', errors: REFUSED },
         schema: {
           operationId: 'compareTwoRuns',
           tags: ['insight'],

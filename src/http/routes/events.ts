@@ -37,14 +37,14 @@ export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypeb
     app.get(
       '/runs/:id/events',
       {
-        config: { role: 'guest' },
+        config: { role: 'guest', errors: ['CURSOR_INVALID'] },
         schema: {
           tags: ['events'],
           operationId: 'listEvents',
           summary: 'The canonical events of a run, by seq',
           params: RunParams,
           querystring: EventsQuery,
-          response: { 200: reference(EventsPage) },
+          response: { 200: reference(EventsPage, 'A page of canonical events') },
         },
       },
       async (request, reply) => {
@@ -64,14 +64,14 @@ export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypeb
     app.get(
       '/runs/:id/raw',
       {
-        config: { role: 'guest' },
+        config: { role: 'guest', errors: ['CURSOR_INVALID'] },
         schema: {
           tags: ['events'],
           operationId: 'listRawEvents',
           summary: 'What was sent to a run, to the byte, by rawSeq',
           params: RunParams,
           querystring: RawQuery,
-          response: { 200: reference(RawPage) },
+          response: { 200: reference(RawPage, 'A page of raw events') },
         },
       },
       async (request, reply) => {
@@ -90,14 +90,14 @@ export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypeb
     app.get(
       '/events',
       {
-        config: { role: 'guest' },
+        config: { role: 'guest', errors: ['CURSOR_INVALID', 'RUN_NOT_FOUND'] },
         schema: {
           tags: ['events'],
           operationId: 'listWorkspaceEvents',
           summary: 'The canonical events of all runs of the workspace: the runs by age, the events of each by seq',
           description: 'For paging through what there is. Events that earlier runs get later are not behind the cursor: to follow runs, tail them.',
           querystring: WorkspaceEventsQuery,
-          response: { 200: reference(WorkspaceEventsPage) },
+          response: { 200: reference(WorkspaceEventsPage, 'A page of canonical events') },
         },
       },
       async (request, reply) => {

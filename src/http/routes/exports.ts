@@ -28,14 +28,14 @@ export const exportsRoutes: FastifyPluginAsyncTypebox<ExportsRoutesDeps> = async
   for (const schema of [ExportCommand, ExportJob, ExportPage]) app.addSchema(schema)
 
   const create = (operationId: string, summary: string) => ({
-    config: { role: 'member' as const },
+    config: { role: 'member' as const, headers: { 202: ['Location' as const] } },
     schema: {
       operationId,
       tags: ['insight'],
       summary,
       description: 'Made in the background: GET /exports/:id tells how far it is, and then where the file is.',
       body: reference(ExportCommand),
-      response: { 202: reference(ExportJob) },
+      response: { 202: reference(ExportJob, 'The export, which is being made') },
     },
   })
 
@@ -76,7 +76,7 @@ export const exportsRoutes: FastifyPluginAsyncTypebox<ExportsRoutesDeps> = async
         tags: ['insight'],
         summary: 'List exports, the latest first',
         querystring: ExportsQuery,
-        response: { 200: reference(ExportPage) },
+        response: { 200: reference(ExportPage, 'A page of exports') },
       },
     },
     async (request) => {
@@ -91,8 +91,14 @@ export const exportsRoutes: FastifyPluginAsyncTypebox<ExportsRoutesDeps> = async
   app.get(
     '/exports/:id',
     {
-      config: { role: 'guest' },
-      schema: { operationId: 'getExport', tags: ['insight'], summary: 'Get an export', params: ExportParams, response: { 200: reference(ExportJob) } },
+      config: { role: 'guest', errors: ['NOT_FOUND'] },
+      schema: {
+        operationId: 'getExport',
+        tags: ['insight'],
+        summary: 'Get an export',
+        params: ExportParams,
+        response: { 200: reference(ExportJob, 'How far it is, and where its file is') },
+      },
     },
     async (request) => {
       const job = await jobs.get(request.access.workspaceId, request.params.id)
@@ -105,7 +111,7 @@ export const exportsRoutes: FastifyPluginAsyncTypebox<ExportsRoutesDeps> = async
     '/exports/:id/download',
     {
       // The signature says who may.
-      config: { public: true },
+      config: { public: true, errors: ['NOT_FOUND'], headers: { 200: ['Content-Disposition'] } },
       exposeHeadRoute: false,
       schema: {
         operationId: 'downloadExport',
@@ -132,7 +138,7 @@ export const exportsRoutes: FastifyPluginAsyncTypebox<ExportsRoutesDeps> = async
   app.get(
     '/runs.csv',
     {
-      config: { role: 'guest' },
+      config: { role: 'guest', headers: { 200: ['Content-Disposition'] } },
       exposeHeadRoute: false,
       schema: {
         operationId: 'listRunsAsCsv',

@@ -39,14 +39,14 @@ export const insightRoutes: FastifyPluginAsyncTypebox<InsightRoutesDeps> = async
   app.get(
     '/runs/:id/metrics',
     {
-      ...route,
+      config: { role: 'guest', errors: ['CURSOR_INVALID', 'INVALID_STATE_TRANSITION'] },
       schema: {
         tags,
         operationId: 'getRunMetrics',
         summary: 'What a run did, used and cost, in numbers',
         params: RunParams,
         querystring: MetricsQuery,
-        response: { 200: reference(RunMetrics) },
+        response: { 200: reference(RunMetrics, 'The numbers of the run') },
       },
     },
     async (request) => {
@@ -62,13 +62,13 @@ export const insightRoutes: FastifyPluginAsyncTypebox<InsightRoutesDeps> = async
   app.get(
     '/runs/:id/traces',
     {
-      ...route,
+      config: { role: 'guest', errors: ['INVALID_STATE_TRANSITION'] },
       schema: {
         tags,
         operationId: 'getRunTraces',
         summary: 'The trace that a run belongs to, and what is linked to it',
         params: RunParams,
-        response: { 200: reference(RunTrace) },
+        response: { 200: reference(RunTrace, 'The trace') },
       },
     },
     async (request) => {
@@ -85,7 +85,7 @@ export const insightRoutes: FastifyPluginAsyncTypebox<InsightRoutesDeps> = async
   app.get(
     '/runs/:id/messages',
     {
-      ...route,
+      config: { role: 'guest', errors: ['CURSOR_INVALID'] },
       schema: {
         tags,
         operationId: 'listRunMessages',
@@ -93,11 +93,14 @@ export const insightRoutes: FastifyPluginAsyncTypebox<InsightRoutesDeps> = async
         params: RunParams,
         querystring: MessagesQuery,
         response: {
-          200: Type.Object({
-            data: Type.Array(reference(Message)),
-            nextAfterSeq: Type.Optional(Type.Integer({ description: 'only if there is more. A page may be short, or empty, and still have it' })),
-            headSeq: Type.Integer(),
-          }),
+          200: Type.Object(
+            {
+              data: Type.Array(reference(Message)),
+              nextAfterSeq: Type.Optional(Type.Integer({ description: 'only if there is more. A page may be short, or empty, and still have it' })),
+              headSeq: Type.Integer(),
+            },
+            { description: 'A page of messages' },
+          ),
         },
       },
     },
@@ -122,7 +125,7 @@ export const insightRoutes: FastifyPluginAsyncTypebox<InsightRoutesDeps> = async
         operationId: 'getOverview',
         summary: 'The runs of the workspace over a window: figures, recent runs and series',
         querystring: OverviewQuery,
-        response: { 200: reference(Overview) },
+        response: { 200: reference(Overview, 'The figures') },
       },
     },
     async (request) => {
@@ -140,7 +143,7 @@ export const insightRoutes: FastifyPluginAsyncTypebox<InsightRoutesDeps> = async
         operationId: 'getAgentMetrics',
         summary: 'What each participant told, over the runs of a window',
         querystring: AgentsQuery,
-        response: { 200: Type.Array(reference(AgentMetrics)) },
+        response: { 200: Type.Array(reference(AgentMetrics), { description: 'The participants' }) },
       },
     },
     async (request) => {

@@ -14,7 +14,7 @@ export function keysRoutes({ keys }: { keys: Keys }): FastifyPluginAsyncTypebox 
     app.post(
       '/keys',
       {
-        config: { role: 'admin' },
+        config: { role: 'admin', errors: ['INVALID_STATE_TRANSITION'] },
         schema: {
           operationId: 'createKey',
           summary: 'Make an API key',
@@ -23,7 +23,7 @@ export function keysRoutes({ keys }: { keys: Keys }): FastifyPluginAsyncTypebox 
             'With `workspace`, an admin of the default workspace makes a key of another workspace, which is made if it is not there.',
           tags: ['access'],
           body: reference(NewKey),
-          response: { 201: reference(CreatedKey) },
+          response: { 201: reference(CreatedKey, 'The key, this once') },
         },
       },
       async (request, reply) =>
@@ -42,7 +42,7 @@ export function keysRoutes({ keys }: { keys: Keys }): FastifyPluginAsyncTypebox 
           summary: 'List the API keys',
           description: 'The keys that are not revoked, oldest first.',
           tags: ['access'],
-          response: { 200: Type.Object({ data: Type.Array(reference(Key)) }) },
+          response: { 200: Type.Object({ data: Type.Array(reference(Key)) }, { description: 'The keys' }) },
         },
       },
       async (request) => ({ data: await keys.list(managedWorkspace(request.access)) }),
@@ -51,7 +51,7 @@ export function keysRoutes({ keys }: { keys: Keys }): FastifyPluginAsyncTypebox 
     app.delete(
       '/keys/:id',
       {
-        config: { role: 'admin' },
+        config: { role: 'admin', errors: ['NOT_FOUND', 'INVALID_STATE_TRANSITION'] },
         schema: {
           operationId: 'revokeKey',
           summary: 'Revoke an API key',

@@ -44,16 +44,18 @@ const ReleaseBody = Type.Object(
   { workerId, delayMs: Type.Optional(Type.Integer({ minimum: 0, maximum: 86_400_000, description: 'not to be claimed before' })) },
   { ...closed, $id: 'ReleaseRun' },
 )
-const HeartbeatAnswer = Type.Object({
-  leaseExpiresAt: Type.Union([Type.String({ format: 'date-time' }), Type.Null()], { description: 'null while the run is suspended' }),
-  cancelRequested: Type.Boolean(),
-  status: Type.Union(RUN_STATUSES.map((status) => Type.Literal(status))),
-})
+const HeartbeatAnswer = Type.Object(
+  {
+    leaseExpiresAt: Type.Union([Type.String({ format: 'date-time' }), Type.Null()], { description: 'null while the run is suspended' }),
+    cancelRequested: Type.Boolean(),
+    status: Type.Union(RUN_STATUSES.map((status) => Type.Literal(status))),
+  },
+  { description: 'The run is held on' },
+)
 const QueueParams = Type.Object({ name: queue })
 
 export const queueRoutes: FastifyPluginAsyncTypebox<QueueRoutesDeps> = async (app, { sql, claims, leases, runKeys }) => {
   for (const schema of [RunRecord, ClaimBody, HeartbeatBody, ReleaseBody, QueueLimits, QueueRecord]) app.addSchema(schema)
-  const record = reference(RunRecord)
   // Those that wait are answered before the server waits for its connections.
   app.addHook('preClose', async () => claims.stop())
 
@@ -66,7 +68,7 @@ export const queueRoutes: FastifyPluginAsyncTypebox<QueueRoutesDeps> = async (ap
         tags: ['queue'],
         summary: 'Claim the next run of one or several queues: by priority, then age',
         body: reference(ClaimBody),
-        response: { 200: record, 204: Type.Null({ description: 'no run came in time' }) },
+        response: { 200: reference(RunRecord, 'The run, which is the worker’s now'), 204: Type.Null({ description: 'No run came in time' }) },
       },
     },
     async (request, reply) => {
@@ -92,7 +94,7 @@ export const queueRoutes: FastifyPluginAsyncTypebox<QueueRoutesDeps> = async (ap
   app.post(
     '/runs/:id/heartbeat',
     {
-      config: { role: 'member' },
+      config: { role: 'member', errors: ['LEASE_LOST'] },
       schema: {
         operationId: 'heartbeatRun',
         tags: ['queue'],
@@ -108,14 +110,14 @@ export const queueRoutes: FastifyPluginAsyncTypebox<QueueRoutesDeps> = async (ap
   app.post(
     '/runs/:id/release',
     {
-      config: { role: 'member' },
+      config: { role: 'member', errors: ['LEASE_LOST', 'INVALID_STATE_TRANSITION'] },
       schema: {
         operationId: 'releaseRun',
         tags: ['queue'],
         summary: 'Give a run back to its queue, as the same attempt',
         params: RunParams,
         body: reference(ReleaseBody),
-        response: { 200: record },
+        response: { 200: reference(RunRecord, 'The run, in its queue again') },
       },
     },
     async (request) => {
@@ -134,7 +136,7 @@ export const queueRoutes: FastifyPluginAsyncTypebox<QueueRoutesDeps> = async (ap
         operationId: 'listQueues',
         tags: ['queue'],
         summary: 'The queues that have runs or limits',
-        response: { 200: Type.Object({ data: Type.Array(reference(QueueRecord)) }) },
+        response: { 200: Type.Object({ data: Type.Array(reference(QueueRecord)) }, { description: 'The queues' }) },
       },
     },
     async (request) => ({ data: await listQueues(sql, request.access.workspaceId) }),
@@ -144,7 +146,7 @@ export const queueRoutes: FastifyPluginAsyncTypebox<QueueRoutesDeps> = async (ap
     '/queues/:name',
     {
       config: { role: 'guest' },
-      schema: { operationId: 'getQueue', tags: ['queue'], summary: 'A queue', params: QueueParams, response: { 200: reference(QueueRecord) } },
+      schema: { operationId: 'getQueue', tags: ['queue'], summary: 'A queue', params: QueueParams, response: { 200: reference(QueueRecord, 'The queue') } },
     },
     async (request) => queueNamed(request.access.workspaceId, request.params.name),
   )
@@ -159,7 +161,7 @@ export const queueRoutes: FastifyPluginAsyncTypebox<QueueRoutesDeps> = async (ap
         summary: 'Set the limits of a queue, all of them; pause it, or let it go on',
         params: QueueParams,
         body: reference(QueueLimits),
-        response: { 200: reference(QueueRecord) },
+        response: { 200: reference(QueueRecord, 'The queue, with its limits as they are now') },
       },
     },
     async (request) => {

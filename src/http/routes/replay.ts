@@ -57,7 +57,7 @@ export function replayRoutes({ log, hub, runStates, config }: ReplayRoutesDeps):
     app.post(
       '/runs/:id/replay',
       {
-        config: { role: 'guest' },
+        config: { role: 'guest', errors: ['CURSOR_INVALID'] },
         // All of it may be left out.
         preValidation: async (request) => {
           request.body ??= {}
@@ -68,7 +68,7 @@ export function replayRoutes({ log, hub, runStates, config }: ReplayRoutesDeps):
           summary: 'Describe a replay: where its stream and its states are. Nothing is stored',
           params: RunParams,
           body: reference(ReplayRequest),
-          response: { 200: reference(ReplayDescriptor) },
+          response: { 200: reference(ReplayDescriptor, 'The replay') },
         },
       },
       async (request) => {
@@ -83,7 +83,7 @@ export function replayRoutes({ log, hub, runStates, config }: ReplayRoutesDeps):
     app.get(
       '/runs/:id/replay/stream',
       {
-        config: { role: 'guest' },
+        config: { role: 'guest', errors: ['CURSOR_INVALID'] },
         schema: {
           tags: ['insight'],
           operationId: 'streamReplay',
@@ -124,7 +124,7 @@ export function replayRoutes({ log, hub, runStates, config }: ReplayRoutesDeps):
     app.get(
       '/runs/:id/replay/state',
       {
-        config: { role: 'guest' },
+        config: { role: 'guest', errors: ['CURSOR_INVALID', 'INVALID_STATE_TRANSITION'], headers: { 200: ['ETag'], 304: ['ETag'] } },
         schema: {
           tags: ['insight'],
           operationId: 'getReplayState',
@@ -132,7 +132,10 @@ export function replayRoutes({ log, hub, runStates, config }: ReplayRoutesDeps):
           params: RunParams,
           querystring: StateQuery,
           headers: Type.Object({ 'if-none-match': Type.Optional(Type.String()) }),
-          response: { 200: Type.Unsafe<string>({ $ref: 'RunStateAnswer#' }), 304: Type.Unsafe<undefined>({ type: 'null', description: 'as it was' }) },
+          response: {
+            200: Type.Unsafe<string>({ $ref: 'RunStateAnswer#', description: 'The state of the run as it was' }),
+            304: Type.Unsafe<undefined>({ type: 'null', description: 'as it was' }),
+          },
         },
       },
       async (request, reply) => {

@@ -34,13 +34,13 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
   for (const schema of [CreateRun, RunDescriptor, RunRecord, RunStateAnswer]) app.addSchema(schema)
   const record = reference(RunRecord)
   // Sent as text, see stateText.
-  const stateAnswer = Type.Unsafe<string>({ $ref: 'RunStateAnswer#' })
+  const stateAnswer = Type.Unsafe<string>({ $ref: 'RunStateAnswer#', description: 'The state of the run, and the seq that it has folded' })
   const body = { ...Body, anyOf: [{ $ref: 'CreateRun#' }, { $ref: 'RunDescriptor#' }] }
 
   app.post(
     '/runs',
     {
-      config: { role: 'member' },
+      config: { role: 'member', errors: ['IDEMPOTENCY_CONFLICT'], headers: { 200: ['Location'], 201: ['Location'] } },
       // The two forms are checked by hand, so that an error tells about the form that was meant.
       validatorCompiler: () => () => true,
       schema: {
@@ -49,7 +49,7 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
         summary: 'Create a run',
         body,
         headers: KeyHeader,
-        response: { 200: record, 201: record },
+        response: { 200: reference(RunRecord, 'The run, which the same request has created before'), 201: reference(RunRecord, 'The run') },
       },
     },
     async (request, reply) => {
@@ -74,11 +74,14 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
         body,
         headers: KeyHeader,
         response: {
-          200: Type.Object({
-            valid: Type.Boolean(),
-            errors: Type.Array(Type.Object({ path: Type.String(), message: Type.String() })),
-            warnings: Type.Array(Type.String()),
-          }),
+          200: Type.Object(
+            {
+              valid: Type.Boolean(),
+              errors: Type.Array(Type.Object({ path: Type.String(), message: Type.String() })),
+              warnings: Type.Array(Type.String()),
+            },
+            { description: 'Whether it would create a run, and what is wrong with it' },
+          ),
         },
       },
     },
@@ -92,13 +95,18 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
   app.get(
     '/runs',
     {
-      config: { role: 'guest' },
+      config: { role: 'guest', errors: ['CURSOR_INVALID'] },
       schema: {
         operationId: 'listRuns',
         tags: ['runs'],
         summary: 'List runs',
         querystring: ListRunsQuery,
-        response: { 200: Type.Object({ data: Type.Array(record), nextCursor: Type.Optional(Type.String()), total: Type.Optional(Type.Integer()) }) },
+        response: {
+          200: Type.Object(
+            { data: Type.Array(record), nextCursor: Type.Optional(Type.String()), total: Type.Optional(Type.Integer()) },
+            { description: 'A page of runs' },
+          ),
+        },
       },
     },
     async (request) => {
@@ -118,14 +126,17 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
 
   app.get(
     '/runs/:id',
-    { config: { role: 'guest' }, schema: { operationId: 'getRun', tags: ['runs'], summary: 'Get a run', params: RunParams, response: { 200: record } } },
+    {
+      config: { role: 'guest' },
+      schema: { operationId: 'getRun', tags: ['runs'], summary: 'Get a run', params: RunParams, response: { 200: reference(RunRecord, 'The run') } },
+    },
     async (request) => getRun(sql, request.access.workspaceId, request.params.id),
   )
 
   app.get(
     '/runs/:id/state',
     {
-      config: { role: 'guest' },
+      config: { role: 'guest', errors: ['CURSOR_INVALID', 'INVALID_STATE_TRANSITION'], headers: { 200: ['ETag'], 304: ['ETag'] } },
       schema: {
         operationId: 'getRunState',
         tags: ['runs'],
@@ -157,7 +168,7 @@ export const runsRoutes: FastifyPluginAsyncTypebox<RunsRoutesDeps> = async (app,
   app.post(
     '/runs/:id/projection/rebuild',
     {
-      config: { role: 'member' },
+      config: { role: 'member', errors: ['INVALID_STATE_TRANSITION'] },
       schema: {
         operationId: 'rebuildProjection',
         tags: ['runs'],

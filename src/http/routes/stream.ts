@@ -56,7 +56,7 @@ export function streamRoutes({ log, hub, snapshotOf, config }: StreamRoutesDeps)
     app.get(
       '/runs/:id/stream',
       {
-        config: { role: 'guest' },
+        config: { role: 'guest', errors: ['CURSOR_INVALID', 'INVALID_STATE_TRANSITION'] },
         schema: {
           tags: ['tail'],
           operationId: 'streamRun',
@@ -85,7 +85,7 @@ export function streamRoutes({ log, hub, snapshotOf, config }: StreamRoutesDeps)
     app.get(
       '/stream',
       {
-        config: { role: 'guest' },
+        config: { role: 'guest', errors: ['CURSOR_INVALID', 'RUN_NOT_FOUND'] },
         schema: {
           tags: ['tail'],
           operationId: 'streamRuns',

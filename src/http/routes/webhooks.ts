@@ -2,6 +2,7 @@
 
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
+import type { FastifyContextConfig } from 'fastify'
 import { uuidv7 } from '../../domain/ids.js'
 import type { Mask } from '../../ingest/mask.js'
 import type { Outbound } from '../../ops/outbound.js'
@@ -40,18 +41,20 @@ export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, 
     for (const schema of [NewWebhook, WebhookChange, SecretRotation, Webhook, WebhookWithSecret, Delivery, TestAnswer]) app.addSchema(schema)
     const tags = ['webhooks']
     const config = { role: 'admin' } as const
+    const ofOne = { role: 'admin', errors: ['NOT_FOUND'] } satisfies FastifyContextConfig
+    const orIllegal = { role: 'admin', errors: ['NOT_FOUND', 'INVALID_STATE_TRANSITION'] } satisfies FastifyContextConfig
 
     app.post(
       '/webhooks',
       {
-        config,
+        config: { role: 'admin', errors: ['INVALID_STATE_TRANSITION'], headers: { 201: ['Location'] } },
         schema: {
           operationId: 'createWebhook',
           summary: 'Make a webhook',
           description: 'Events that are stored from now on are sent to it. The secret is in this answer and nowhere else.',
           tags,
           body: reference(NewWebhook),
-          response: { 201: reference(WebhookWithSecret) },
+          response: { 201: reference(WebhookWithSecret, 'The webhook, and its secret this once') },
         },
       },
       async (request, reply) => {
@@ -69,7 +72,7 @@ export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, 
           summary: 'List the webhooks',
           description: 'Oldest first.',
           tags,
-          response: { 200: Type.Object({ data: Type.Array(reference(Webhook)) }) },
+          response: { 200: Type.Object({ data: Type.Array(reference(Webhook)) }, { description: 'The webhooks' }) },
         },
       },
       async (request) => ({ data: await endpoints.list(request.access.workspaceId) }),
@@ -77,14 +80,17 @@ export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, 
 
     app.get(
       '/webhooks/:id',
-      { config, schema: { operationId: 'getWebhook', summary: 'Get a webhook', tags, params: Params, response: { 200: reference(Webhook) } } },
+      {
+        config: ofOne,
+        schema: { operationId: 'getWebhook', summary: 'Get a webhook', tags, params: Params, response: { 200: reference(Webhook, 'The webhook') } },
+      },
       async (request) => endpoints.get(request.access.workspaceId, request.params.id),
     )
 
     app.patch(
       '/webhooks/:id',
       {
-        config,
+        config: ofOne,
         schema: {
           operationId: 'updateWebhook',
           summary: 'Change a webhook',
@@ -92,7 +98,7 @@ export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, 
           tags,
           params: Params,
           body: reference(WebhookChange),
-          response: { 200: reference(Webhook) },
+          response: { 200: reference(Webhook, 'The webhook') },
         },
       },
       async (request) => endpoints.update(request.access.workspaceId, request.params.id, request.body),
@@ -101,7 +107,7 @@ export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, 
     app.delete(
       '/webhooks/:id',
       {
-        config,
+        config: ofOne,
         schema: {
           operationId: 'deleteWebhook',
           summary: 'Delete a webhook',
@@ -120,7 +126,7 @@ export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, 
     app.post(
       '/webhooks/:id/rotate',
       {
-        config,
+        config: orIllegal,
         // It needs no body.
         preValidation: async (request) => {
           request.body ??= {}
@@ -132,7 +138,7 @@ export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, 
           tags,
           params: Params,
           body: reference(SecretRotation),
-          response: { 200: reference(WebhookWithSecret) },
+          response: { 200: reference(WebhookWithSecret, 'The webhook, and its new secret this once') },
         },
       },
       async (request, reply) => {
@@ -144,14 +150,14 @@ export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, 
     app.post(
       '/webhooks/:id/test',
       {
-        config,
+        config: ofOne,
         schema: {
           operationId: 'testWebhook',
           summary: 'Send a test message to a webhook',
           description: 'Signed like any other, of the type `webhook.test`. It is sent once, also to one that is disabled; the answer says what came back.',
           tags,
           params: Params,
-          response: { 200: reference(TestAnswer) },
+          response: { 200: reference(TestAnswer, 'What came back') },
         },
       },
       async (request, reply) => {
@@ -172,7 +178,7 @@ export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, 
     app.get(
       '/webhooks/:id/deliveries',
       {
-        config,
+        config: { role: 'admin', errors: ['NOT_FOUND', 'CURSOR_INVALID'] },
         schema: {
           operationId: 'listDeliveries',
           summary: 'List the deliveries of a webhook',
@@ -184,7 +190,9 @@ export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, 
             limit: Type.Optional(Type.Integer({ minimum: 1, maximum: 200, default: 50 })),
             cursor: Type.Optional(Type.String({ maxLength: 64, description: 'the `nextCursor` of the page before' })),
           }),
-          response: { 200: Type.Object({ data: Type.Array(reference(Delivery)), nextCursor: Type.Optional(Type.String()) }) },
+          response: {
+            200: Type.Object({ data: Type.Array(reference(Delivery)), nextCursor: Type.Optional(Type.String()) }, { description: 'A page of deliveries' }),
+          },
         },
       },
       async (request) =>
@@ -198,7 +206,7 @@ export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, 
     app.post(
       '/webhooks/:id/deliveries/:deliveryId/resend',
       {
-        config,
+        config: orIllegal,
         schema: {
           operationId: 'resendDelivery',
           summary: 'Send a delivery again',
@@ -217,7 +225,7 @@ export function webhooksRoutes({ webhooks: { endpoints, deliveries }, outbound, 
     app.post(
       '/webhooks/:id/deliveries/resend',
       {
-        config,
+        config: ofOne,
         schema: {
           operationId: 'resendDeadDeliveries',
           summary: 'Send all dead deliveries of a webhook again',
