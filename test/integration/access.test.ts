@@ -360,6 +360,7 @@ t.test('CORS is off until origins are named, and then shows what a page needs', 
   t.same(
     String(answer.headers['access-control-expose-headers']).split(', ').sort(),
     [
+      'Accept-Encoding',
       'Allow',
       'Content-Disposition',
       'ETag',

@@ -110,6 +110,7 @@ t.test('an answer has its headers, and a refusal its codes', async (t) => {
     ['POST /runs/{id}/events', 403, 'Producer-Epoch'],
     ['GET /exports/{id}/download', 200, 'Content-Disposition'],
     ['GET /runs', 401, 'WWW-Authenticate'],
+    ['POST /runs', 415, 'Accept-Encoding'],
     ['GET /runs', 503, 'Retry-After'],
   ] as const) {
     t.same(headersOf(name, status), [...headers, 'x-request-id'], `${name} ${status}`)

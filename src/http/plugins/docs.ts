@@ -89,6 +89,7 @@ const PROBLEM_HEADERS: Partial<Record<ErrorCode, readonly ResponseHeader[]>> = {
   UNAUTHENTICATED: ['WWW-Authenticate'],
   PRODUCER_FENCED: ['Producer-Epoch'],
   PRODUCER_GAP: ['Producer-Expected-Seq', 'Producer-Received-Seq'],
+  UNSUPPORTED_FORMAT: ['Accept-Encoding'],
   OVERLOADED: ['Retry-After'],
 }
 
@@ -110,7 +111,7 @@ function refusals(url: string, schema: FastifySchema, { role, body, errors = [] 
       ),
     ]
   })
-  return { ...Object.fromEntries(known), '4XX': problem('Any other refusal, of what is wrong with a request whatever its route') }
+  return { ...Object.fromEntries(known), '4XX': problem('Any other refusal, of what is wrong with a request whatever its route', ['Allow']) }
 }
 
 function problem(description: string, headers?: readonly ResponseHeader[]): object {

@@ -4,6 +4,7 @@ const text = (description: string) => ({ type: 'string', description }) as const
 const whole = (description: string) => ({ type: 'integer', minimum: 0, description }) as const
 
 export const RESPONSE_HEADERS = {
+  'Accept-Encoding': text('the encodings of a body that are taken'),
   Allow: text('the methods that the path takes'),
   'Content-Disposition': text('the name of the file'),
   ETag: text('what the answer was made from: as `If-None-Match` it is answered with 304 while nothing has changed'),
