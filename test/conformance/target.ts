@@ -1,9 +1,10 @@
 /**
  * The service that the conformance tests speak to: the one at RUNPLANE_URL (with the key RUNPLANE_KEY, which needs the role
- * admin), else one that they start. Ids are new for every run of the tests, so that a service may be tested again and again.
+ * admin), else one that they start. What it answers must be in its own OpenAPI document. Ids are new for every run of the tests, so that a service may be tested again and again.
  */
 import { randomBytes } from 'node:crypto'
-import { type Client, createClient } from '../support/http.js'
+import { type DescribedOperation, operationOf, undescribed } from '../support/described.js'
+import { type Answer, type Client, createClient, type Problem } from '../support/http.js'
 import { type Service, startService, type Teardown } from '../support/service.js'
 
 export interface Target {
@@ -21,7 +22,15 @@ export async function target(t: Teardown, env: Record<string, string> = {}): Pro
   const headers: Record<string, string> = key ? { authorization: `Bearer ${key}` } : {}
   const service = given ? undefined : await startService(t, { database: 'embedded', env })
   const url = given ?? service?.url ?? ''
-  return { url, headers, service, client: createClient(url, headers) }
+  const { paths } = (await createClient(url, headers).get<{ paths: Record<string, Record<string, DescribedOperation>> }>('/openapi.json')).body
+  const assertDescribed = (method: string, path: string, answer: Answer<unknown>) => {
+    const operation = operationOf(paths, method, path)
+    const isProblem = answer.headers.get('content-type')?.startsWith('application/problem+json')
+    const code = isProblem ? (JSON.parse(answer.text) as Problem).code : undefined
+    const missing = operation && undescribed(operation, answer, code)
+    if (missing !== undefined) throw new Error(`the OpenAPI document does not describe that ${method} ${path} is answered with ${missing}`)
+  }
+  return { url, headers, service, client: createClient(url, headers, assertDescribed) }
 }
 
 const session = randomBytes(4).toString('hex')

@@ -6,7 +6,7 @@
 import fc from 'fast-check'
 import t from 'tap'
 import { ERROR_CATALOGUE } from '../../src/errors.js'
-import { RESPONSE_HEADERS } from '../../src/http/schemas/response-headers.js'
+import { type DescribedOperation, undescribed } from '../support/described.js'
 import { createClient, type Problem } from '../support/http.js'
 import { startService } from '../support/service.js'
 
@@ -55,11 +55,10 @@ interface Schema {
   minimum?: number
   maximum?: number
 }
-interface Operation {
+interface Operation extends DescribedOperation {
   operationId?: string
   parameters?: { name: string; in: string; required?: boolean; schema?: Schema }[]
   requestBody?: { content?: Record<string, { schema?: Schema }> }
-  responses: Record<string, { description: string; headers?: Record<string, unknown> }>
 }
 interface Document {
   paths: Record<string, Record<string, Operation>>
@@ -197,18 +196,6 @@ async function answerTo(method: string, request: Request): Promise<{ status: num
     return { status: answer.status, type, text: '', headers: answer.headers }
   }
   return { status: answer.status, type, text: await answer.text(), headers: answer.headers }
-}
-
-const TOLD_HEADERS = Object.keys(RESPONSE_HEADERS)
-
-/** What of an answer the document does not say; undefined where it says all of it. */
-function undescribed({ responses }: Operation, { status, headers }: { status: number; headers: Headers }, code: string | undefined): string | undefined {
-  const described = responses[status]
-  if (!described) return `${status} ${code ?? ''}`
-  if (code !== undefined && !described.description.includes(`\`${code}\``)) return `${status} with the code ${code}`
-  const names = Object.keys(described.headers ?? {})
-  const sent = TOLD_HEADERS.find((name) => headers.has(name) && !names.includes(name))
-  return sent && `${status} with the header ${sent}`
 }
 
 const isCode = (code: unknown): boolean => typeof code === 'string' && Object.hasOwn(ERROR_CATALOGUE, code)

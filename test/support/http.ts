@@ -105,8 +105,15 @@ export interface RequestOptions {
 
 export type Client = ReturnType<typeof createClient>
 
-/** @param fixedHeaders sent with every request, such as an Authorization */
-export function createClient(url: string, fixedHeaders: Record<string, string> = {}) {
+/**
+ * @param fixedHeaders sent with every request, such as an Authorization
+ * @param onAnswer sees every answer
+ */
+export function createClient(
+  url: string,
+  fixedHeaders: Record<string, string> = {},
+  onAnswer?: (method: string, path: string, answer: Answer<unknown>) => void,
+) {
   async function send<Body>(method: string, path: string, options: RequestOptions = {}): Promise<Answer<Body>> {
     const headers: Record<string, string> = { ...fixedHeaders, ...options.headers }
     const asIs = typeof options.body === 'string' || options.body instanceof Uint8Array
@@ -120,7 +127,7 @@ export function createClient(url: string, fixedHeaders: Record<string, string> =
       ...(body === undefined ? {} : { body }),
     })
     const text = await answer.text()
-    return {
+    const received: Answer<Body> = {
       status: answer.status,
       headers: answer.headers,
       text,
@@ -128,6 +135,8 @@ export function createClient(url: string, fixedHeaders: Record<string, string> =
         return JSON.parse(text)
       },
     }
+    onAnswer?.(method, path, received)
+    return received
   }
   return {
     url,
