@@ -215,15 +215,21 @@ async function* slices(body: IncomingMessage, limits: ItemLimits, prompt: boolea
       if (items.length >= limits.maxEvents || bytes >= SLICE_BYTES) yield cut()
     }
   }
-  const chunks: AsyncIterator<Buffer> = body[Symbol.asyncIterator]()
-  for (;;) {
-    const next = chunks.next()
-    // It may fail while nobody waits for it.
-    next.catch(() => {})
-    if (prompt && items.length > 0 && !(await settlesWithin(next, PAUSE_MS))) yield cut()
-    const { done, value } = await next
-    if (done) break
-    yield* take(splitter.feed(value))
+  const chunks: AsyncIterator<Buffer> = body.iterator({ destroyOnReturn: false })
+  try {
+    for (;;) {
+      const next = chunks.next()
+      // It may fail while nobody waits for it.
+      next.catch(() => {})
+      if (prompt && items.length > 0 && !(await settlesWithin(next, PAUSE_MS))) yield cut()
+      const { done, value } = await next
+      if (done) break
+      yield* take(splitter.feed(value))
+    }
+  } finally {
+    // What is refused on its way is read to its end all the same, and dropped: a client that writes all before it reads would wait for ever.
+    const drop = () => body.resume()
+    void chunks.return?.().then(drop, drop)
   }
   // A body that was cut off ends here as well: without its end, its last line is not one.
   if (!body.complete)
