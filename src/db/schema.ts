@@ -198,7 +198,7 @@ export const producers = pgTable(
   (table) => [primaryKey({ columns: [table.runKey, table.producerId] })],
 )
 
-/** What was answered to a request that can be repeated (producer headers, Idempotency-Key), per slice of its body. */
+/** What was answered to a request that can be repeated (producer headers, Idempotency-Key), per part of its body. */
 export const appendReceipts = pgTable(
   'append_receipts',
   {

@@ -1,4 +1,4 @@
-/** Adds up the receipts of a request's slices into its one answer. Bounded: past a limit results are counted, not listed; rejected ones always stay up to it. */
+/** Adds up the receipts of a request's parts into its one answer. Bounded: past a limit results are counted, not listed; rejected ones always stay up to it. */
 import type { StoredPart } from '../errors.js'
 import type { AppendReceipt, ItemResult } from '../log/append-request.js'
 import type { AppendAnswer } from './schemas/append.js'

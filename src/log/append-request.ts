@@ -83,11 +83,22 @@ export interface AppendRequest {
   /** The request is refused unless the run's head is this seq. */
   ifMatch?: number
   producer?: ProducerHeaders
-  /**
-   * Names the request, or a slice of it, among the repeats of itself; `hash` (hex SHA-256) tells whether it has the same content.
-   * `also` names it once more: by its Idempotency-Key, where `key` is its place among those of its producer.
-   */
-  requestKey?: { key: string; hash: string; also?: string }
+  requestKey?: RequestKey
+}
+
+/** Names the request among the repeats of itself; a part of a longer one by what comes before it. Without `follows` and `goesOn` it is a whole one. */
+export interface RequestKey {
+  key: string
+  /** Names it once more: by its Idempotency-Key, where `key` is its place among those of its producer. */
+  also?: string | undefined
+  /** Of its items, hex SHA-256: tells whether it has the same content. */
+  hash: string
+  /** What was its hash before receipts told where a request ends. */
+  formerHash?: (() => string) | undefined
+  /** Items of the same request have come before. */
+  follows?: boolean
+  /** More of them may come. */
+  goesOn?: boolean
 }
 
 export type ItemResult =
@@ -99,6 +110,14 @@ export interface AppendReceipt {
   /** The run's head after this request. */
   headSeq: number
   status: RunStatus
+  /** Of a repeat: whether what is stored under its key ends with these results. */
+  ended?: boolean
 }
 
-export type AppendOutcome = { kind: 'done'; receipt: AppendReceipt } | { kind: 'refused'; error: RunplaneError } | { kind: 'taken' } | { kind: 'missing' }
+export type AppendOutcome =
+  | { kind: 'done'; receipt: AppendReceipt }
+  | { kind: 'refused'; error: RunplaneError }
+  | { kind: 'taken' }
+  | { kind: 'missing' }
+  /** A part that is known, but was cut elsewhere: it is to be sent with so many items, or with all that there are. */
+  | { kind: 'recut'; items: number }

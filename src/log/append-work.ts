@@ -12,7 +12,7 @@ import { isSameContent } from '../ingest/same-content.js'
 import { subjectOf } from '../ingest/subject.js'
 import { type FoldState, foldEvent } from '../projections/fold.js'
 import { changesUsage } from '../projections/usage.js'
-import type { AppendItem, AppendOutcome, AppendReceipt, AppendRequest, ItemResult, PlacedRun } from './append-request.js'
+import type { AppendItem, AppendOutcome, AppendRequest, ItemResult, PlacedRun } from './append-request.js'
 import type { CommittedBatch, CommittedEvent } from './committed.js'
 import type { LogCorrupt, RowError } from './corrupt.js'
 import { type EventRows, noEventRows } from './event-rows.js'
@@ -147,7 +147,7 @@ export function workOff(requests: readonly AppendRequest[], works: Map<string, R
     if (!run) return { kind: 'missing' }
     const mark = markOf(run, out)
     try {
-      return { kind: 'done', receipt: appendOne(request, run, found, out) }
+      return appendOne(request, run, found, out)
     } catch (error) {
       // A refusal comes before anything of its request is numbered; anything else spoils the state and ends the transaction.
       if (error instanceof RunplaneError && mark === markOf(run, out)) return { kind: 'refused', error }
@@ -177,7 +177,7 @@ function markOf(run: RunWork, out: Rows): number {
 }
 
 /** Works off one request: the checks that may refuse it, then its items, then the control plane's own events. */
-function appendOne(request: AppendRequest, run: RunWork, { known, receipts, owners }: Found, out: Rows): AppendReceipt {
+function appendOne(request: AppendRequest, run: RunWork, { known, receipts, owners }: Found, out: Rows): AppendOutcome {
   const repeat = findRepeat(request, run, receipts, out)
   if (repeat) return repeat
   // RFC 9110, section 13.1.1: what has been done already succeeds, whatever the head is by now.
@@ -205,19 +205,31 @@ function appendOne(request: AppendRequest, run: RunWork, { known, receipts, owne
       appendEvent(request, draft, { kind: 'control-plane', name: CONTROL_PLANE, format: 'native', rawType: draft.type, rawSeq: 0 }, run, out)
   run.status = run.state.folds.run.status
   if (request.source) out.cursors.set(request.runKey, request.source)
-  recordRequest(request, results, receipts, out)
-  return { results, headSeq: run.lastSeq, status: run.status }
+  recordRequest(request, { results, ended: !request.requestKey?.goesOn }, receipts, out)
+  return { kind: 'done', receipt: { results, headSeq: run.lastSeq, status: run.status } }
+}
+
+/** What is stored under a request's key: what became of its items, and whether it ended with them. */
+interface Recorded {
+  results: ItemResult[]
+  ended: boolean
+}
+
+function readRecorded(receipt: string): Recorded {
+  const recorded = JSON.parse(receipt) as Recorded | ItemResult[]
+  // Receipts were the results alone once: then the request is taken for a whole one.
+  return Array.isArray(recorded) ? { results: recorded, ended: true } : recorded
 }
 
 /** Stores what a repeat of the request will be told by. */
-function recordRequest({ runKey, requestKey, producer }: AppendRequest, results: ItemResult[], receipts: Map<string, ReceiptRow>, out: Rows): void {
+function recordRequest({ runKey, requestKey, producer }: AppendRequest, recorded: Recorded, receipts: Map<string, ReceiptRow>, out: Rows): void {
   if (requestKey) {
-    // A request without a producer of which nothing was taken may be mended and sent again under its key.
-    const taken = results.some((result) => result.status !== 'rejected')
-    const keys = [producer || taken ? requestKey.key : undefined, taken ? requestKey.also : undefined]
-    for (const key of keys) {
+    const { key: own, also, hash, follows, goesOn } = requestKey
+    // A whole request of which nothing was taken may be mended and sent again under its key, but for the seq of a producer.
+    const isKept = follows || goesOn || recorded.results.some((result) => result.status !== 'rejected')
+    for (const key of [producer || isKept ? own : undefined, isKept ? also : undefined]) {
       if (key === undefined) continue
-      const row: ReceiptRow = { run_key: runKey, request_key: key, body_hash: requestKey.hash, receipt: JSON.stringify(results) }
+      const row: ReceiptRow = { run_key: runKey, request_key: key, body_hash: hash, receipt: JSON.stringify(recorded) }
       receipts.set(`${runKey} ${key}`, row)
       out.receipts.push(row)
     }
@@ -239,8 +251,8 @@ function placed(run: RunWork): PlacedRun {
 }
 
 /** The answer to a request that was answered before; undefined for a new one. Throws where it may not be taken at all. */
-function findRepeat(request: AppendRequest, run: RunWork, receipts: Map<string, ReceiptRow>, out: Rows): AppendReceipt | undefined {
-  const { producer, requestKey } = request
+function findRepeat(request: AppendRequest, run: RunWork, receipts: Map<string, ReceiptRow>, out: Rows): AppendOutcome | undefined {
+  const { producer, requestKey, items } = request
   const stored = requestKey && receipts.get(`${request.runKey} ${requestKey.key}`)
   if (producer) {
     const last = out.producers.get(`${request.runKey} ${producer.id}`)
@@ -259,7 +271,7 @@ function findRepeat(request: AppendRequest, run: RunWork, receipts: Map<string, 
         },
       )
     }
-    // Below the last one and without a receipt: a slice of an upload that was cut and then given up.
+    // Below the last one and without a receipt: a part of an upload that was cut off and then given up.
     if (!stored && producer.seq < expected - 1) {
       throw new RunplaneError('PRODUCER_GAP', `Producer '${producer.id}' has moved on to seq ${expected - 1}; seq ${producer.seq} was never sent whole.`, {
         headers: { 'producer-expected-seq': String(expected) },
@@ -268,16 +280,22 @@ function findRepeat(request: AppendRequest, run: RunWork, receipts: Map<string, 
   }
   const repeated = stored ?? (requestKey?.also === undefined ? undefined : receipts.get(`${request.runKey} ${requestKey.also}`))
   if (!repeated || !requestKey) return undefined
+  const recorded = readRecorded(repeated.receipt)
+  const { length } = recorded.results
   // A seq is a repeat whatever its body: a producer may write its events anew when it tries again.
-  const isOfProducer = producer && stored
-  if (!isOfProducer && repeated.body_hash !== requestKey.hash)
+  const isOfProducer = producer !== undefined && stored !== undefined
+  if (!(isOfProducer && recorded.ended)) {
+    // Of a key also whether the body ends where it did.
+    const wanted = recorded.ended ? length + 1 : length
+    if (items.length < wanted ? requestKey.goesOn : items.length > wanted && !recorded.ended) return { kind: 'recut', items: wanted }
+  }
+  const isSame = items.length === length && (repeated.body_hash === requestKey.hash || repeated.body_hash === requestKey.formerHash?.())
+  if (!isOfProducer && !isSame)
     throw new RunplaneError('IDEMPOTENCY_CONFLICT', 'This Idempotency-Key was used for another body. Use a new key for new content.')
-  const results = (JSON.parse(repeated.receipt) as ItemResult[]).map(
-    (result): ItemResult => (result.status === 'stored' ? { ...result, status: 'duplicate' } : result),
-  )
+  const results = recorded.results.map((result): ItemResult => (result.status === 'stored' ? { ...result, status: 'duplicate' } : result))
   // The next seq of a producer whose content was stored before: it has moved on all the same.
-  if (!stored) recordRequest({ ...request, requestKey: { ...requestKey, also: undefined } }, results, receipts, out)
-  return { results, headSeq: run.lastSeq, status: run.status }
+  if (!stored) recordRequest({ ...request, requestKey: { ...requestKey, also: undefined } }, { ...recorded, results }, receipts, out)
+  return { kind: 'done', receipt: { results, headSeq: run.lastSeq, status: run.status, ended: recorded.ended } }
 }
 
 /** All that is sent is there already, by event ids. */

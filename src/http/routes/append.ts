@@ -1,8 +1,9 @@
 /**
  * `POST /runs/:id/events` and `POST /ingest/explain`: the wire's end of the append.
- * A JSON body is one slice, stored whole in one transaction; an NDJSON body is cut into slices as it arrives, each stored
- * before the next is read. Where repeats are known by their slices (Idempotency-Key, producer headers) they are cut by count and bytes
- * only, so that a repeat of the same body is cut the same; else a pause ends a slice as well.
+ *
+ * A body is stored part by part (append-parts.ts), each in one transaction before the next is cut; a JSON body is one part. With an Idempotency-Key or the
+ * headers of a producer, the log keeps a receipt of each part under the number of items before it, which says how many items it has, what became of them and whether
+ * the body ended there. So a repeat may be cut in another way, or come in another form: what is known of it is skipped, receipt by receipt, and the rest is stored.
  */
 import { createHash } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
@@ -11,23 +12,19 @@ import type { Config } from '../../config.js'
 import { RunplaneError, runNotFound, type StoredPart } from '../../errors.js'
 import { explain } from '../../ingest/explain.js'
 import type { Format } from '../../ingest/format.js'
-import { createNdjsonSplitter, type ItemLimits, type RawItem, splitJsonBody } from '../../ingest/json-items.js'
+import { type ItemLimits, type RawItem, splitJsonBody } from '../../ingest/json-items.js'
 import type { Mask } from '../../ingest/mask.js'
 import { formatFor, NDJSON_TYPES, normalizeItem } from '../../ingest/normalize.js'
-import type { AppendItem, AppendReceipt, AppendRequest, ProducerHeaders } from '../../log/append-request.js'
+import type { AppendItem, AppendOutcome, AppendRequest, ProducerHeaders } from '../../log/append-request.js'
 import type { GroupCommit } from '../../log/group-commit.js'
 import type { RunKeys } from '../../log/run-keys.js'
 import type { Metrics } from '../../ops/metrics.js'
+import { hashOf, jsonParts, ndjsonItems, ndjsonParts, type Part, type Parts } from '../append-parts.js'
 import { createTally } from '../append-tally.js'
 import { catalogued } from '../plugins/errors.js'
 import { AppendAnswer, type AppendHeaders, AppendHeaders as AppendHeadersSchema, AppendQuery, EventsBody, ExplainAnswer } from '../schemas/append.js'
 import { reference } from '../schemas/reference.js'
 import { RunParams } from '../schemas/run.js'
-
-/** Bytes of one slice of an NDJSON body. */
-const SLICE_BYTES = 1024 * 1024
-/** A body that pauses this long is stored so far. */
-const PAUSE_MS = 50
 
 export interface AppendRoutesDeps {
   config: Pick<Config, 'MAX_EVENT_BYTES' | 'MAX_BATCH_EVENTS' | 'MAX_BODY_BYTES'>
@@ -77,44 +74,76 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
       const producer = producerOf(headers)
       const tally = createTally(/\breturn=minimal\b/i.test(headers.prefer ?? ''))
       const idempotencyKey = headers['idempotency-key']
-      let slice = 0
+      const ofProducer = producer && `p:${producer.id.length}:${producer.id}:${producer.epoch}:${producer.seq}`
+      const ofKey = idempotencyKey === undefined ? undefined : `k:${idempotencyKey}`
+      const name = ofProducer ?? ofKey
+      const also = ofProducer && ofKey
+      const ifMatch = headers['if-match']
 
-      const append = async (items: RawItem[], hash: () => string, commit = log.append): Promise<void> => {
-        const appendItems = items.map((item) => toAppendItem(mask.item(item), format, access.keyName))
-        const ofProducer = producer && `p:${producer.id.length}:${producer.id}:${producer.epoch}:${producer.seq}:${slice}`
-        const ofKey = idempotencyKey && `k:${idempotencyKey}:${slice}`
-        const key = ofProducer ?? ofKey
-        const ifMatch = headers['if-match']
-        const receipt = await store(commit, access.workspaceId, runId, {
-          runKey: '',
-          receivedAt: new Date().toISOString(),
-          items: appendItems,
-          // Of the slices after the first: nobody came between.
+      /** @param offset how many items of the body come before the part */
+      const requestOf = (part: Part, offset: number): AppendRequest => {
+        const request = { runKey: '', receivedAt: new Date().toISOString(), items: part.items.map(({ item }) => item), producer }
+        const requestKey =
+          name === undefined
+            ? undefined
+            : {
+                key: `${name}:${offset}`,
+                also: also && `${also}:${offset}`,
+                hash: hashOf(part),
+                formerHash: Buffer.isBuffer(body) ? () => sha256(body) : undefined,
+                follows: offset > 0,
+                goesOn: !part.end,
+              }
+        // What only says that the body has ended stores no event, and needs neither the head nor the lease.
+        if (part.items.length === 0) return { ...request, requestKey }
+        return {
+          ...request,
+          requestKey,
+          // Of the parts after the first: nobody came between.
           ifMatch: ifMatch === undefined ? undefined : Math.max(Number(ifMatch.slice(1, -1)), tally.totals().lastSeq ?? 0),
-          producer,
           workerId: headers['x-worker-id'],
-          requestKey: key === undefined ? undefined : { key, also: ofProducer && ofKey, hash: hash() },
-        })
-        slice++
-        tally.add(receipt)
-        let stored = 0
-        for (const result of receipt.results) if (result.status === 'stored') stored++
-        if (stored > 0) metrics.eventsAppended.inc({ format: format.name }, stored)
+        }
       }
 
-      if (Buffer.isBuffer(body)) await append(splitJsonBody(body, limits), () => sha256(body))
+      /** @returns how many items the body has, as far as they are told apart */
+      const append = async (parts: Parts, commit: GroupCommit['append']): Promise<number> => {
+        let offset = 0
+        let count: number | undefined
+        try {
+          for (;;) {
+            const part = await parts.look(count)
+            if (part.items.length === 0 && (offset === 0 || name === undefined)) return offset
+            const outcome = await store(commit, access.workspaceId, runId, requestOf(part, offset))
+            count = outcome.kind === 'recut' ? outcome.items : undefined
+            if (outcome.kind === 'recut') continue
+            const { results, ended = part.end } = outcome.receipt
+            tally.add(outcome.receipt)
+            let stored = 0
+            for (const result of results) if (result.status === 'stored') stored++
+            if (stored > 0) metrics.eventsAppended.inc({ format: format.name }, stored)
+            offset += results.length
+            if (!ended) parts.take(results.length)
+            else {
+              // What more a producer sends under a seq that has ended is ignored.
+              for (let rest = part; !rest.end; rest = await parts.look()) parts.take(rest.items.length)
+              return offset
+            }
+          }
+        } catch (error) {
+          // Nobody but us knows what is stored by now.
+          throw offset === 0 ? error : refusedOnItsWay(catalogued(error, request), tally.totals())
+        } finally {
+          parts.close()
+        }
+      }
+
+      const toItem = (raw: RawItem) => toAppendItem(mask.item(raw), format, access.keyName)
+      if (Buffer.isBuffer(body)) await append(jsonParts(body, limits, toItem), log.append)
       else if (isStream(body)) {
         // The run is looked for first: nobody should send a gigabyte to learn that there is none.
         if ((await runKeys.find(access.workspaceId, runId)) === undefined) throw runNotFound(runId)
-        // Repeats are known by their slices, which must then be cut the same.
-        const prompt = !producer && idempotencyKey === undefined
-        try {
-          for await (const { items, hash } of slices(body, limits, prompt)) await append(items, hash, log.appendWhenRoom)
-        } catch (error) {
-          // Nobody but us knows what is stored by now.
-          throw slice === 0 ? error : refusedOnItsWay(catalogued(error, request), tally.totals())
-        }
-        if (slice === 0) throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send a JSON object a line.')
+        const count = await append(ndjsonParts(body, limits, toItem), log.appendWhenRoom)
+        if (count === 0) throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send a JSON object a line.')
       } else throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send one JSON object, an array of objects, or {"events":[...]}.')
 
       if (producer) reply.header('producer-epoch', producer.epoch).header('producer-seq', producer.seq)
@@ -142,8 +171,8 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
       const items: RawItem[] = []
       if (Buffer.isBuffer(body)) items.push(...splitJsonBody(body, limits))
       else if (isStream(body)) {
-        for await (const slice of slices(body, limits, false)) {
-          items.push(...slice.items)
+        for await (const some of ndjsonItems(body, limits)) {
+          items.push(...some)
           if (items.length > limits.maxEvents)
             throw new RunplaneError('PAYLOAD_TOO_LARGE', `At most ${limits.maxEvents} events are explained at once (MAX_BATCH_EVENTS).`)
         }
@@ -154,7 +183,7 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
   )
 
   /** Finds the request's `runKey`, and stores it. */
-  async function store(commit: GroupCommit['append'], workspaceId: string, runId: string, request: AppendRequest): Promise<AppendReceipt> {
+  async function store(commit: GroupCommit['append'], workspaceId: string, runId: string, request: AppendRequest): Promise<Stored> {
     // A key that is remembered may be of a run that was deleted and made anew: then it is looked up once more.
     for (let attempt = 0; attempt < 2; attempt++) {
       const found = runKeys.find(workspaceId, runId)
@@ -162,13 +191,15 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
       if (runKey === undefined) break
       request.runKey = runKey
       const outcome = await commit(request)
-      if (outcome.kind === 'done') return outcome.receipt
+      if (outcome.kind === 'done' || outcome.kind === 'recut') return outcome
       if (outcome.kind === 'refused') throw outcome.error
       runKeys.forget(workspaceId, runId)
     }
     throw runNotFound(runId)
   }
 }
+
+type Stored = Extract<AppendOutcome, { kind: 'done' | 'recut' }>
 
 function refusedOnItsWay(error: RunplaneError, stored: StoredPart): RunplaneError {
   const { accepted, duplicates, rejected, lastSeq } = stored
@@ -192,68 +223,6 @@ function producerOf(headers: AppendHeaders): ProducerHeaders | undefined {
     )
   }
   return producer
-}
-
-/**
- * Cuts a stream of lines into slices of at most `maxEvents` items, or SLICE_BYTES.
- * @param prompt cuts as well when nothing comes for PAUSE_MS, so that what an agent writes line by line is seen as it goes
- */
-async function* slices(body: IncomingMessage, limits: ItemLimits, prompt: boolean): AsyncGenerator<{ items: RawItem[]; hash: () => string }> {
-  const splitter = createNdjsonSplitter(limits)
-  let items: RawItem[] = []
-  let bytes = 0
-  const cut = () => {
-    const slice = items
-    items = []
-    bytes = 0
-    return { items: slice, hash: () => hashOfItems(slice) }
-  }
-  const take = function* (found: RawItem[]) {
-    for (const item of found) {
-      items.push(item)
-      bytes += item.ok ? item.text.length : 0
-      if (items.length >= limits.maxEvents || bytes >= SLICE_BYTES) yield cut()
-    }
-  }
-  const chunks: AsyncIterator<Buffer> = body.iterator({ destroyOnReturn: false })
-  try {
-    for (;;) {
-      const next = chunks.next()
-      // It may fail while nobody waits for it.
-      next.catch(() => {})
-      if (prompt && items.length > 0 && !(await settlesWithin(next, PAUSE_MS))) yield cut()
-      const { done, value } = await next
-      if (done) break
-      yield* take(splitter.feed(value))
-    }
-  } finally {
-    // What is refused on its way is read to its end all the same, and dropped: a client that writes all before it reads would wait for ever.
-    const drop = () => body.resume()
-    void chunks.return?.().then(drop, drop)
-  }
-  // A body that was cut off ends here as well: without its end, its last line is not one.
-  if (!body.complete)
-    throw new RunplaneError('VALIDATION_ERROR', 'The body broke off. Send it again, with event ids or an Idempotency-Key, so that nothing is stored twice.')
-  yield* take(splitter.end())
-  if (items.length > 0) yield cut()
-}
-
-async function settlesWithin(promise: Promise<unknown>, ms: number): Promise<boolean> {
-  let timer: NodeJS.Timeout | undefined
-  const late = new Promise<boolean>((resolve) => {
-    timer = setTimeout(() => resolve(false), ms)
-  })
-  try {
-    return await Promise.race([promise.then(() => true), late])
-  } finally {
-    clearTimeout(timer)
-  }
-}
-
-function hashOfItems(items: RawItem[]): string {
-  const hash = createHash('sha256')
-  for (const item of items) hash.update(item.ok ? item.text : item.detail).update('\n')
-  return hash.digest('hex')
 }
 
 const sha256 = (body: Buffer) => createHash('sha256').update(body).digest('hex')

@@ -34,7 +34,8 @@ export const AppendHeaders = Type.Object({
     Type.String({
       minLength: 1,
       maxLength: 255,
-      description: 'the same request again, to the byte, is answered as the first; another one is 409. Goes with the headers of a producer as well',
+      description:
+        'the same events again, each to the byte, are answered as the first time, and what was not stored then is; others are 409. Goes with the headers of a producer as well',
     }),
   ),
   'if-match': Type.Optional(

@@ -1,0 +1,153 @@
+/**
+ * Cuts the body of an append into parts, each of which is stored in one transaction. A JSON body is one part. An NDJSON body is cut as it comes: by count,
+ * by bytes, and where it pauses, so that what an agent writes line by line is seen as it goes.
+ *
+ * Where repeats are known by their key, parts are known by the number of items before them, and the log has the last word on where one ends: a part that it
+ * has already, cut elsewhere, is looked at once more, with as many items as that one had. So what has been looked at is not taken until it is stored.
+ */
+import { createHash } from 'node:crypto'
+import type { IncomingMessage } from 'node:http'
+import { RunplaneError } from '../errors.js'
+import { createNdjsonSplitter, type ItemLimits, type RawItem, splitJsonBody } from '../ingest/json-items.js'
+import type { AppendItem } from '../log/append-request.js'
+
+/** Bytes of one part of an NDJSON body. */
+const PART_BYTES = 1024 * 1024
+/** Lines that cannot be events weigh little, and a part of nothing else is waited with for longer: see `look`. */
+const PART_LINES = 10_000
+/** A body that pauses this long is stored so far. */
+const PAUSE_MS = 50
+
+export interface PartItem {
+  item: AppendItem
+  /** What tells it from others: its text as it was sent. Lines that cannot be events are all the same, for none of them is stored. */
+  sent: string
+}
+
+export interface Part {
+  items: PartItem[]
+  /** The body ends with it. False also where that is not known yet. */
+  end: boolean
+}
+
+export interface Parts {
+  /**
+   * What comes next: as it comes, or, with `count`, so many items, fewer only where the body ends before. As it comes, a part does not end before it has something
+   * that may be stored: a request of which nothing is can then be told as such.
+   */
+  look(count?: number): Promise<Part>
+  /** Goes on after the first `count` items of what comes next. */
+  take(count: number): void
+  /** Drops the rest of the body. */
+  close(): void
+}
+
+export type ToItem = (raw: RawItem) => AppendItem
+
+/** @throws RunplaneError as splitJsonBody */
+export function jsonParts(body: Buffer, limits: ItemLimits, toItem: ToItem): Parts {
+  const items = splitJsonBody(body, limits)
+  return partsOf({ read: async () => (items.length > 0 ? items.splice(0) : 'end'), close: () => {} }, toItem, () => false)
+}
+
+export function ndjsonParts(body: IncomingMessage, limits: ItemLimits, toItem: ToItem): Parts {
+  const chunks = ndjsonItems(body, limits)
+  let reading: Promise<IteratorResult<RawItem[]>> | undefined
+  const source: Source = {
+    async read(maxWaitMs) {
+      reading ??= chunks.next()
+      // It may fail while nobody waits for it.
+      reading.catch(() => {})
+      if (maxWaitMs !== undefined && !(await settlesWithin(reading, maxWaitMs))) return 'pause'
+      const { value, done } = await reading
+      reading = undefined
+      return done ? 'end' : value
+    },
+    // Comes to its end when the chunk that it waits for is there.
+    close: () => void chunks.return(undefined).catch(() => {}),
+  }
+  return partsOf(source, toItem, ({ valid, lines, bytes }) => valid >= limits.maxEvents || lines >= PART_LINES || bytes >= PART_BYTES)
+}
+
+/** The items of an NDJSON body as they come. Where it is not read to its end, the rest is dropped: a client that writes all before it reads would wait for ever. */
+export async function* ndjsonItems(body: IncomingMessage, limits: ItemLimits): AsyncGenerator<RawItem[], void, undefined> {
+  const splitter = createNdjsonSplitter(limits)
+  try {
+    for await (const chunk of body.iterator({ destroyOnReturn: false })) yield splitter.feed(chunk)
+    // A body that was cut off ends here as well: without its end, its last line is not one.
+    if (!body.complete)
+      throw new RunplaneError('VALIDATION_ERROR', 'The body broke off. Send it again, with event ids or an Idempotency-Key, so that nothing is stored twice.')
+    yield splitter.end()
+  } finally {
+    body.resume()
+  }
+}
+
+/** Whether the items are the same, whatever the form of the body that they came in. */
+export function hashOf({ items }: Part): string {
+  const hash = createHash('sha256')
+  for (const { sent } of items) hash.update(sent).update('\n')
+  return hash.digest('hex')
+}
+
+interface Source {
+  read(maxWaitMs?: number): Promise<RawItem[] | 'pause' | 'end'>
+  close(): void
+}
+
+interface Size {
+  lines: number
+  /** Those that may be stored. */
+  valid: number
+  bytes: number
+}
+
+function partsOf(source: Source, toItem: ToItem, isFull: (size: Size) => boolean): Parts {
+  const held: PartItem[] = []
+  let raws: RawItem[] = []
+  let at = 0
+  let ended = false
+
+  const part = (count: number): Part => ({ items: held.slice(0, count), end: ended && at === raws.length && count === held.length })
+
+  return {
+    async look(count) {
+      const size: Size = { lines: 0, valid: 0, bytes: 0 }
+      for (;;) {
+        if (count === undefined ? isFull(size) : size.lines === count) return part(size.lines)
+        const raw = size.lines === held.length ? raws[at] : undefined
+        if (raw) {
+          at++
+          held.push({ item: toItem(raw), sent: raw.ok ? raw.text : raw.code })
+        }
+        const next = held[size.lines]
+        if (next) {
+          size.lines++
+          size.bytes += next.item.text.length
+          if (next.item.normalized.ok) size.valid++
+          continue
+        }
+        if (ended) return part(size.lines)
+        const read = await source.read(count === undefined && size.valid > 0 ? PAUSE_MS : undefined)
+        if (read === 'pause') return part(size.lines)
+        ended = read === 'end'
+        raws = read === 'end' ? [] : read
+        at = 0
+      }
+    },
+    take: (count) => void held.splice(0, count),
+    close: () => source.close(),
+  }
+}
+
+async function settlesWithin(promise: Promise<unknown>, ms: number): Promise<boolean> {
+  let timer: NodeJS.Timeout | undefined
+  const late = new Promise<boolean>((resolve) => {
+    timer = setTimeout(() => resolve(false), ms)
+  })
+  try {
+    return await Promise.race([promise.then(() => true), late])
+  } finally {
+    clearTimeout(timer)
+  }
+}
