@@ -1,6 +1,6 @@
 /**
  * Cuts the body of an append into parts, each of which is stored in one transaction. A JSON body is one part. An NDJSON body is cut as it comes: by count,
- * by bytes, and where it pauses, so that what an agent writes line by line is seen as it goes.
+ * by bytes, by what becomes of it, and where it pauses, so that what an agent writes line by line is seen as it goes.
  *
  * Where repeats are known by their key, parts are known by the number of items before them, and the log has the last word on where one ends: a part that it
  * has already, cut elsewhere, is looked at once more, with as many items as that one had. So what has been looked at is not taken until it is stored.
@@ -9,12 +9,11 @@ import { createHash } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import { RunplaneError } from '../errors.js'
 import { createNdjsonSplitter, type ItemLimits, type RawItem, splitJsonBody } from '../ingest/json-items.js'
+import { MAX_DERIVED_EVENTS, tooManyDerived } from '../ingest/normalize.js'
 import type { AppendItem } from '../log/append-request.js'
 
 /** Bytes of one part of an NDJSON body. */
 const PART_BYTES = 1024 * 1024
-/** Lines that cannot be events weigh little, and a part of nothing else is waited with for longer: see `look`. */
-const PART_LINES = 10_000
 /** A body that pauses this long is stored so far. */
 const PAUSE_MS = 50
 
@@ -44,10 +43,13 @@ export interface Parts {
 
 export type ToItem = (raw: RawItem) => AppendItem
 
-/** @throws RunplaneError as splitJsonBody */
+/** @throws RunplaneError as splitJsonBody; looking at it throws PAYLOAD_TOO_LARGE where it becomes too many events */
 export function jsonParts(body: Buffer, limits: ItemLimits, toItem: ToItem): Parts {
   const items = splitJsonBody(body, limits)
-  return partsOf({ read: async () => (items.length > 0 ? items.splice(0) : 'end'), close: () => {} }, toItem, () => false)
+  return partsOf({ read: async () => (items.length > 0 ? items.splice(0) : 'end'), close: () => {} }, toItem, ({ derived }) => {
+    if (derived > MAX_DERIVED_EVENTS) throw tooManyDerived()
+    return false
+  })
 }
 
 export function ndjsonParts(body: IncomingMessage, limits: ItemLimits, toItem: ToItem): Parts {
@@ -66,7 +68,7 @@ export function ndjsonParts(body: IncomingMessage, limits: ItemLimits, toItem: T
     // Comes to its end when the chunk that it waits for is there.
     close: () => void chunks.return(undefined).catch(() => {}),
   }
-  return partsOf(source, toItem, ({ valid, lines, bytes }) => valid >= limits.maxEvents || lines >= PART_LINES || bytes >= PART_BYTES)
+  return partsOf(source, toItem, ({ valid, derived, bytes }) => valid >= limits.maxEvents || derived >= MAX_DERIVED_EVENTS || bytes >= PART_BYTES)
 }
 
 /** The items of an NDJSON body as they come. Where it is not read to its end, the rest is dropped: a client that writes all before it reads would wait for ever. */
@@ -96,9 +98,11 @@ interface Source {
 }
 
 interface Size {
-  lines: number
+  items: number
   /** Those that may be stored. */
   valid: number
+  /** Canonical events; an item that cannot be one counts as well. */
+  derived: number
   bytes: number
 }
 
@@ -112,24 +116,26 @@ function partsOf(source: Source, toItem: ToItem, isFull: (size: Size) => boolean
 
   return {
     async look(count) {
-      const size: Size = { lines: 0, valid: 0, bytes: 0 }
+      const size: Size = { items: 0, valid: 0, derived: 0, bytes: 0 }
       for (;;) {
-        if (count === undefined ? isFull(size) : size.lines === count) return part(size.lines)
-        const raw = size.lines === held.length ? raws[at] : undefined
+        if (count === undefined ? isFull(size) : size.items === count) return part(size.items)
+        const raw = size.items === held.length ? raws[at] : undefined
         if (raw) {
           at++
           held.push({ item: toItem(raw), sent: raw.ok ? raw.text : raw.code })
         }
-        const next = held[size.lines]
+        const next = held[size.items]
         if (next) {
-          size.lines++
+          size.items++
           size.bytes += next.item.text.length
-          if (next.item.normalized.ok) size.valid++
+          const { normalized } = next.item
+          if (normalized.ok) size.valid++
+          size.derived += normalized.ok ? normalized.events.length : 1
           continue
         }
-        if (ended) return part(size.lines)
+        if (ended) return part(size.items)
         const read = await source.read(count === undefined && size.valid > 0 ? PAUSE_MS : undefined)
-        if (read === 'pause') return part(size.lines)
+        if (read === 'pause') return part(size.items)
         ended = read === 'end'
         raws = read === 'end' ? [] : read
         at = 0

@@ -2,7 +2,7 @@
 import type { DraftEvent, Reference, SourceKind } from '../domain/canonical-event.js'
 import type { ErrorCode } from '../errors.js'
 import type { Format, NormalizeContext } from './format.js'
-import { normalizeItem } from './normalize.js'
+import { MAX_DERIVED_EVENTS, normalizeItem, tooManyDerived } from './normalize.js'
 import type { RawItem } from './raw-item.js'
 import { isSameContent } from './same-content.js'
 import { subjectOf } from './subject.js'
@@ -54,11 +54,20 @@ function explainItem(format: Format, item: RawItem, index: number, context: Norm
   }
 }
 
-/** @param items as `splitJsonBody` or an NDJSON splitter cuts them. An event without `ts` gets the time of its receipt. */
+/**
+ * @param items as `splitJsonBody` or an NDJSON splitter cuts them. An event without `ts` gets the time of its receipt.
+ * @throws RunplaneError PAYLOAD_TOO_LARGE where they become too many events to be answered at once
+ */
 export function explain(format: Format, items: readonly RawItem[], context: NormalizeContext): Explanation {
   const told: Told = new Map()
-  const results = items.map((item, index) => explainItem(format, item, index, context, told))
-  const events = results.flatMap((result) => (result.status === 'would_store' ? result.events : []))
+  const results: ExplainedItem[] = []
+  const events: ExplainedEvent[] = []
+  for (const [index, item] of items.entries()) {
+    const result = explainItem(format, item, index, context, told)
+    results.push(result)
+    if (result.status === 'would_store') events.push(...result.events)
+    if (events.length > MAX_DERIVED_EVENTS) throw tooManyDerived()
+  }
   const count = (status: ExplainedItem['status']) => results.filter((result) => result.status === status).length
   return {
     format: format.name,

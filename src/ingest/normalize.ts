@@ -13,6 +13,9 @@ import { native } from './formats/native.js'
 
 export const FORMATS: readonly Format[] = [native, jobs, macp]
 
+/** Canonical events that one request may become: an item may become a thousand of them, and they are made at once. */
+export const MAX_DERIVED_EVENTS = 10_000
+
 const JSON_TYPES = ['application/json']
 export const NDJSON_TYPES: readonly string[] = ['application/x-ndjson', 'application/ndjson', 'application/jsonl', 'application/x-jsonlines']
 
@@ -39,6 +42,14 @@ export function formatFor(contentType: string | undefined, formatParam: string |
     throw new RunplaneError('UNSUPPORTED_FORMAT', `There is no format '${name}'. Known formats: ${FORMATS.map((known) => known.name).join(', ')}.`)
   }
   return format
+}
+
+/** The refusal of a request that becomes more than MAX_DERIVED_EVENTS. */
+export function tooManyDerived(): RunplaneError {
+  return new RunplaneError(
+    'PAYLOAD_TOO_LARGE',
+    `A request may become ${MAX_DERIVED_EVENTS} canonical events, and this one becomes more. Send several requests; an NDJSON body that is posted to a run has no limit.`,
+  )
 }
 
 function rejected(detail: string): Rejected {

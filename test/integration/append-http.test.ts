@@ -6,7 +6,7 @@ import { connect } from 'node:net'
 import { json } from 'node:stream/consumers'
 import { test } from 'tap'
 import { testDatabase } from '../support/database.js'
-import { eventually, type RunRecord } from '../support/http.js'
+import { eventually, type Receipt, type RunRecord } from '../support/http.js'
 import { served } from '../support/served.js'
 
 test('a client that writes all of a refused NDJSON body before it reads gets its answer, and its next one on the same connection', async (t) => {
@@ -147,4 +147,35 @@ test('a keyed body that was cut off is stored to its end when it is sent again, 
     t.match(await client.append(runId, [...three, event(3)], keys.producer), { status: 200, body: { duplicates: 3 } })
     t.equal((await client.append(runId, [...three, event(3)], keys.key)).status, 409)
   })
+})
+
+test('a request that would become too many canonical events is refused, and NDJSON is cut by what it becomes', async (t) => {
+  const database = await testDatabase(t)
+  const { client } = await served(t, database)
+  const participants = Array.from({ length: 1000 }, (_, index) => `p${index}`)
+  const starts = (count: number) =>
+    Array.from({ length: count }, (_, index) => ({ messageType: 'SessionStart', messageId: `m${index}`, payload: { participants } }))
+  const { runId } = await client.createRun()
+  const post = (path: string, body: unknown, type = 'application/json') =>
+    client.send<Receipt>('POST', `${path}?format=macp`, { body, contentType: type, headers: { prefer: 'return=minimal' } })
+  for (const path of [`/runs/${runId}/events`, '/ingest/explain']) {
+    const refused = await post(path, starts(10))
+    t.match([refused.status, refused.text], [413, /PAYLOAD_TOO_LARGE.*10000 canonical events/], path)
+  }
+  const lines = starts(12).map((one) => JSON.stringify(one))
+  t.equal((await post('/ingest/explain', lines.join('\n'), 'application/x-ndjson')).status, 413)
+  t.equal((await client.get<RunRecord>(`/runs/${runId}`)).body.lastSeq, 1, 'nothing is stored')
+  t.match(await post(`/runs/${runId}/events`, starts(9)), { status: 200, body: { accepted: 9, headSeq: 1 + 9 * 1002 } })
+
+  const other = await client.createRun()
+  const answer = await client.send('POST', `/runs/${other.runId}/events?format=macp`, {
+    body: lines.join('\n'),
+    headers: { 'content-type': 'application/x-ndjson', 'idempotency-key': 'k' },
+  })
+  t.match(answer, { status: 200, body: { accepted: 12, headSeq: 1 + 12 * 1002 } })
+  const receipts = await database.sql<{ items: number }[]>`select json_array_length(receipt->'results') as items from append_receipts order by request_key`
+  t.same(
+    receipts.map(({ items }) => items),
+    [10, 2],
+  )
 })
