@@ -71,11 +71,23 @@ export function ndjsonParts(body: IncomingMessage, limits: ItemLimits, toItem: T
   return partsOf(source, toItem, ({ valid, derived, bytes }) => valid >= limits.maxEvents || derived >= MAX_DERIVED_EVENTS || bytes >= PART_BYTES)
 }
 
-/** The items of an NDJSON body as they come. Where it is not read to its end, the rest is dropped: a client that writes all before it reads would wait for ever. */
-export async function* ndjsonItems(body: IncomingMessage, limits: ItemLimits): AsyncGenerator<RawItem[], void, undefined> {
+/**
+ * The items of an NDJSON body as they come. Where it is not read to its end, the rest is dropped: a client that writes all before it reads would wait for ever.
+ * @throws RunplaneError PAYLOAD_TOO_LARGE past `maxBytes`; VALIDATION_ERROR where the body breaks off
+ */
+export async function* ndjsonItems(body: IncomingMessage, limits: ItemLimits, maxBytes = Number.POSITIVE_INFINITY): AsyncGenerator<RawItem[], void, undefined> {
   const splitter = createNdjsonSplitter(limits)
+  let bytes = 0
   try {
-    for await (const chunk of body.iterator({ destroyOnReturn: false })) yield splitter.feed(chunk)
+    for await (const chunk of body.iterator({ destroyOnReturn: false })) {
+      bytes += chunk.length
+      if (bytes > maxBytes)
+        throw new RunplaneError(
+          'PAYLOAD_TOO_LARGE',
+          `The body is longer than the ${maxBytes} bytes that one request may have (MAX_BODY_BYTES). Send less at once.`,
+        )
+      yield splitter.feed(chunk)
+    }
     // A body that was cut off ends here as well: without its end, its last line is not one.
     if (!body.complete)
       throw new RunplaneError('VALIDATION_ERROR', 'The body broke off. Send it again, with event ids or an Idempotency-Key, so that nothing is stored twice.')

@@ -179,3 +179,13 @@ test('a request that would become too many canonical events is refused, and NDJS
     [10, 2],
   )
 })
+
+test('what is to be explained is bounded, as NDJSON too, and the client that has sent more gets its answer', async (t) => {
+  const { client } = await served(t, await testDatabase(t), { MAX_BODY_BYTES: '1000000' })
+  const line = JSON.stringify({ type: 'custom.emitted', data: { name: 'x', value: 'x'.repeat(200_000) } })
+  const explain = (count: number) =>
+    client.send('POST', '/ingest/explain', { body: Array.from({ length: count }, () => line).join('\n'), headers: { 'content-type': 'application/x-ndjson' } })
+  t.match(await explain(4), { status: 200, body: { wouldStore: 4 } })
+  const refused = await explain(100)
+  t.match([refused.status, refused.text], [413, /1000000 bytes.*MAX_BODY_BYTES/])
+})

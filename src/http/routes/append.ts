@@ -171,7 +171,7 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
       const items: RawItem[] = []
       if (Buffer.isBuffer(body)) items.push(...splitJsonBody(body, limits))
       else if (isStream(body)) {
-        for await (const some of ndjsonItems(body, limits)) {
+        for await (const some of ndjsonItems(body, limits, config.MAX_BODY_BYTES)) {
           items.push(...some)
           if (items.length > limits.maxEvents)
             throw new RunplaneError('PAYLOAD_TOO_LARGE', `At most ${limits.maxEvents} events are explained at once (MAX_BATCH_EVENTS).`)
