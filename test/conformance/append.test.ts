@@ -118,6 +118,13 @@ t.test('deduplication by event id', async (t) => {
     t.match(answer.body.results, [{ status: 'rejected', code: 'IDEMPOTENCY_CONFLICT' }])
     t.same(await names(runId), ['a'])
   })
+  await t.test('takes an id as a number and as a text for the same id, and the events for different content', async (t) => {
+    const runId = await newRun()
+    t.equal((await client.append(runId, event('a', { id: 12 }))).status, 200)
+    t.match(await client.append(runId, event('a', { id: 12 })), { status: 200, body: { duplicates: 1 } })
+    t.match(await client.append(runId, event('a', { id: '12' })), { status: 422, body: { results: [{ code: 'IDEMPOTENCY_CONFLICT' }] } })
+    t.same(await names(runId), ['a'])
+  })
   await t.test('counts twice in one batch as a repeat', async (t) => {
     const runId = await newRun()
     const answer = await client.append(runId, [event('a', { id: '1' }), event('a', { id: '1' })])

@@ -158,7 +158,7 @@ t.test('the page for people is served from here, and loads nothing from elsewher
 t.test('what a route reads and checks itself is documented as well', async (t) => {
   const bodyOf = (wanted: string) => operations.find(({ name }) => name === wanted)?.operation.requestBody?.content ?? {}
   for (const name of ['POST /runs/{id}/events', 'POST /ingest/explain']) {
-    t.same(Object.keys(bodyOf(name)), ['application/json', 'application/x-ndjson'], name)
+    t.same(Object.keys(bodyOf(name)), ['application/json', 'application/x-ndjson', 'application/ndjson', 'application/jsonl', 'application/x-jsonlines'], name)
     t.match(bodyOf(name)['application/json']?.schema, { anyOf: [{ $ref: '#/components/schemas/PostedEvent' }] }, name)
   }
   t.match(document.components.schemas.PostedEvent, { properties: { type: {}, data: {}, subject: {} } })

@@ -4,6 +4,7 @@ import { type Static, Type } from '@sinclair/typebox'
 import { pattern } from '../../domain/pattern.js'
 import { ERROR_CATALOGUE, type ErrorCode } from '../../errors.js'
 import { NativeEvent } from '../../ingest/formats/native.js'
+import { NDJSON_TYPES } from '../../ingest/normalize.js'
 import { WorkerHeader } from './worker.js'
 
 export const AppendQuery = Type.Object({
@@ -24,7 +25,7 @@ export const EventsBody = {
       ],
     },
   },
-  'application/x-ndjson': { schema: { type: 'string', description: 'an event a line, without a limit of length' } },
+  ...Object.fromEntries(NDJSON_TYPES.map((type) => [type, { schema: { type: 'string', description: 'an event a line, without a limit of length' } }])),
 }
 
 const wholeNumber = Type.String({ pattern: pattern('^(0|[1-9][0-9]{0,15})$', 'a whole number from 0, without leading zeros') })
