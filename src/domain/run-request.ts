@@ -1,6 +1,8 @@
 /** What a client sends to create a run: the native command, or the body of a macp RunDescriptor, which becomes one. */
 import { type Static, Type } from '@sinclair/typebox'
+import { RunplaneError } from '../errors.js'
 import { NEW_RUN_ID_PATTERN, RUN_ID_PATTERN } from './ids.js'
+import { pattern } from './pattern.js'
 
 const name = Type.String({ minLength: 1, maxLength: 256 })
 const json = Type.Record(Type.String(), Type.Unknown())
@@ -28,6 +30,29 @@ export const CancelCallback = Type.Object(
   closed,
 )
 
+/** What a header may hold (RFC 9110, section 5.5). */
+const BEARER_PATTERN = pattern('^[\\t\\x20-\\x7e\\x80-\\xff]*$', 'text that a header can hold')
+
+/** A session as macp knows it. Where its initiator is told of a cancellation stands in its metadata. */
+const SessionMetadata = Type.Object(
+  {
+    cancelCallback: Type.Optional(
+      Type.Object(
+        {
+          url: CancelCallback.properties.url,
+          bearer: Type.Optional(Type.String({ maxLength: 8000, pattern: BEARER_PATTERN, description: 'sent as the header Authorization, and never shown' })),
+        },
+        closed,
+      ),
+    ),
+  },
+  open,
+)
+const Session = Type.Unsafe<Record<string, unknown> & { metadata?: Static<typeof SessionMetadata> }>(
+  Type.Object({ metadata: Type.Optional(SessionMetadata) }, open),
+)
+const CALLBACK_OF_SESSION = 'body/session/metadata/cancelCallback'
+
 export const CreateRun = Type.Object(
   {
     id: Type.Optional(Type.String({ pattern: NEW_RUN_ID_PATTERN, description: 'chosen by the client; without one the service makes a UUIDv7' })),
@@ -40,7 +65,7 @@ export const CreateRun = Type.Object(
     metadata: Type.Optional(json),
     tags: Type.Optional(Tags),
     participants: Type.Optional(Type.Array(Participant, { maxItems: 1000 })),
-    session: Type.Optional(json),
+    session: Type.Optional(Session),
     source: Type.Optional(RunSource),
     parentRunId: Type.Optional(Type.String({ pattern: RUN_ID_PATTERN })),
     concurrencyKey: Type.Optional(name),
@@ -69,7 +94,7 @@ export const RunDescriptor = Type.Object(
         policyVersion: Type.Optional(name),
         ttlMs: Type.Optional(Type.Integer({ minimum: 1 })),
         participants: Type.Array(Participant, { minItems: 1, maxItems: 1000 }),
-        metadata: Type.Optional(json),
+        metadata: Type.Optional(SessionMetadata),
       },
       open,
     ),
@@ -97,18 +122,54 @@ export function isRunDescriptor(body: unknown): boolean {
 /** What both forms come to. */
 export interface RunPlan extends CreateRun {
   idempotencyKey?: string | undefined
-  /** Kept with the run as it came. */
+  /** Kept with the run as it came, but for its cancelCallback. */
   descriptor?: RunDescriptor | undefined
+  /** Where in the body the cancelCallback stood, if not where the native command has it. */
+  cancelCallbackPath?: string | undefined
 }
 
 export function planOfDescriptor(descriptor: RunDescriptor): RunPlan {
-  const { session, execution, mode, runtime } = descriptor
-  const metadata: Record<string, unknown> = { ...session.metadata }
+  const { execution, mode, runtime } = descriptor
+  const { session, ...called } = takeCallback(descriptor.session)
+  const { participants, metadata: told, ...rest } = session
+  const metadata: Record<string, unknown> = { ...told }
   if (execution?.requester) metadata.requester = execution.requester
   if (mode) metadata.mode = mode
   if (runtime) metadata.runtime = runtime
-  const { participants, metadata: _, ...rest } = session
-  return { kind: 'macp', tags: execution?.tags, participants, session: rest, metadata, idempotencyKey: execution?.idempotencyKey, descriptor }
+  return {
+    kind: 'macp',
+    tags: execution?.tags,
+    participants,
+    session: rest,
+    metadata,
+    idempotencyKey: execution?.idempotencyKey,
+    descriptor: { ...descriptor, session },
+    ...called,
+  }
+}
+
+/** @throws VALIDATION_ERROR for a command with two callbacks */
+export function planOfCommand(command: CreateRun): RunPlan {
+  if (command.session === undefined) return command
+  const taken = takeCallback(command.session)
+  if (command.cancelCallback && taken.cancelCallback) {
+    throw new RunplaneError('VALIDATION_ERROR', `There is a cancelCallback, and another one at ${CALLBACK_OF_SESSION}. Name one.`)
+  }
+  return { ...command, ...taken }
+}
+
+/** Sessions are shown, and a callback holds a secret: it is taken out, and is the run's own from then on. */
+function takeCallback<S extends { metadata?: Static<typeof SessionMetadata> }>(
+  session: S,
+): { session: S } & Pick<RunPlan, 'cancelCallback' | 'cancelCallbackPath'> {
+  if (session.metadata?.cancelCallback === undefined) return { session }
+  const { cancelCallback, ...metadata } = session.metadata
+  const { url, bearer } = cancelCallback
+  return {
+    session: { ...session, metadata },
+    cancelCallback: { url, ...(bearer && { headers: { Authorization: `Bearer ${bearer}` } }) },
+    cancelCallbackPath: CALLBACK_OF_SESSION,
+  }
 }
 
 /** Characters of the name of a scenario or an environment. */

@@ -2,7 +2,7 @@
 import { FormatRegistry } from '@sinclair/typebox'
 import { TypeCompiler } from '@sinclair/typebox/compiler'
 import { mustBe } from '../domain/pattern.js'
-import { CreateRun, isRunDescriptor, planOfDescriptor, RunDescriptor, type RunPlan } from '../domain/run-request.js'
+import { CreateRun, isRunDescriptor, planOfCommand, planOfDescriptor, RunDescriptor, type RunPlan } from '../domain/run-request.js'
 import { toUtc } from '../domain/time.js'
 import { type ProblemField, RunplaneError } from '../errors.js'
 import { harmless } from '../ingest/json-items.js'
@@ -41,13 +41,13 @@ export function planRun(body: unknown): RunPlan {
   // NUL and lone surrogates are nothing that the database holds.
   const clean = harmless(body)
   if (isRunDescriptor(clean)) return planOfDescriptor(runDescriptor.Decode(clean))
-  return createRun.Decode(clean)
+  return planOfCommand(createRun.Decode(clean))
 }
 
 /** What a clone has of its own. @throws VALIDATION_ERROR for what nests too deep; its fields are checked by the route's schema. */
-export function planClone(body: CreateRun): CreateRun {
+export function planClone(body: CreateRun): RunPlan {
   if (depthOf(body) > MAX_DEPTH) throw new RunplaneError('VALIDATION_ERROR', `The body nests deeper than ${MAX_DEPTH} levels.`)
-  return createRun.Decode(harmless(body))
+  return planOfCommand(createRun.Decode(harmless(body)))
 }
 
 function depthOf(value: unknown, depth = 0): number {

@@ -34,7 +34,7 @@ const MAX_HEADERS = 50
  * Looks at what a run names for the service to call: its source and its cancelCallback.
  * @throws VALIDATION_ERROR with all that is wrong
  */
-export function assertCallable({ source, cancelCallback }: RunPlan, outbound: Pick<Outbound, 'assertUrl'>): void {
+export function assertCallable({ source, cancelCallback, cancelCallbackPath = 'body/cancelCallback' }: RunPlan, outbound: Pick<Outbound, 'assertUrl'>): void {
   const errors: ProblemField[] = []
   const look = (path: string, check: () => unknown) => {
     try {
@@ -50,8 +50,8 @@ export function assertCallable({ source, cancelCallback }: RunPlan, outbound: Pi
     look('body/source/headers', () => assertHeaders(source.headers))
   }
   if (cancelCallback) {
-    look('body/cancelCallback/url', () => outbound.assertUrl(cancelCallback.url))
-    look('body/cancelCallback/headers', () => assertHeaders(cancelCallback.headers))
+    look(`${cancelCallbackPath}/url`, () => outbound.assertUrl(cancelCallback.url))
+    look(`${cancelCallbackPath}/headers`, () => assertHeaders(cancelCallback.headers))
   }
   const [first] = errors
   if (first) throw new RunplaneError('VALIDATION_ERROR', `The run cannot be created: ${first.path}: ${first.message}`, { errors })

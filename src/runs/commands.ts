@@ -40,7 +40,7 @@ export interface Commands {
   /** A run of its own, linked both ways. The same Idempotency-Key or id makes one only. @returns its id. */
   retryAsNew(workspaceId: string, runId: string, options: RetryAsNew): Promise<{ runId: string; created: boolean }>
   /** @param overrides fields of the clone that are not the original's */
-  clone(workspaceId: string, runId: string, overrides: CreateRun, idempotencyKey: string | undefined): Promise<{ runId: string; created: boolean }>
+  clone(workspaceId: string, runId: string, overrides: RunPlan, idempotencyKey: string | undefined): Promise<{ runId: string; created: boolean }>
   archive(workspaceId: string, runId: string): Promise<void>
   unarchive(workspaceId: string, runId: string): Promise<void>
   /** @throws INVALID_STATE_TRANSITION unless the run has ended. */

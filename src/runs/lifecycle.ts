@@ -150,8 +150,8 @@ function firstEvents(plan: RunPlan): DraftEvent[] {
   return events
 }
 
-/** What was asked for, whatever the order of its keys, and whatever the Idempotency-Key that came with it. */
-function textOf({ idempotencyKey: _, ...plan }: RunPlan): string {
+/** What was asked for, whatever the order of its keys, in which form it came, and the Idempotency-Key that came with it. */
+function textOf({ idempotencyKey: _, cancelCallbackPath: __, ...plan }: RunPlan): string {
   return JSON.stringify(sorted(plan))
 }
 

@@ -1,10 +1,12 @@
 /** A worker that named a callback is told that its run is to be cancelled, at least once, whoever crashes. */
 import { text } from 'node:stream/consumers'
 import t from 'tap'
+import { buildApp } from '../../src/app.js'
+import { loadConfig } from '../../src/config.js'
 import { createOutbound } from '../../src/ops/outbound.js'
 import { createCancelCallbacks } from '../../src/runs/cancel-callback.js'
-import { testDatabase } from '../support/database.js'
-import { eventually } from '../support/http.js'
+import { dump, silent, testDatabase } from '../support/database.js'
+import { createClient, eventually, type Problem, type RunRecord } from '../support/http.js'
 import { attachedInstance, attachedRuns, sourceServer } from '../support/source-server.js'
 
 t.test('cancel callbacks', async (t) => {
@@ -154,5 +156,102 @@ t.test('cancel callbacks', async (t) => {
     await eventually('no rows', async () => ((await sql`select from cancel_callbacks`).length === 0 ? true : undefined))
     await one.close()
     t.notMatch(JSON.stringify(warnings), /s3cret/)
+  })
+})
+
+t.test('the callback of a macp session', async (t) => {
+  const SECRET = 'opt-shared-secret'
+  const database = await testDatabase(t)
+  const config = loadConfig({ OUTBOUND_ALLOW_PRIVATE: 'true', SNAPSHOT_EVERY_EVENTS: '1' }, { envFile: '/nonexistent' })
+  const app = await buildApp({ config, database, logger: silent })
+  t.teardown(() => app.close())
+  const client = createClient(await app.listen({ port: 0, host: '127.0.0.1' }))
+  const initiator = await sourceServer(t, (request, response) => {
+    request.resume()
+    response.writeHead(204).end()
+  })
+  const session = (cancelCallback: unknown) => ({
+    modeName: 'macp.mode.decision.v1',
+    participants: [{ id: 'agent-1' }],
+    metadata: { environment: 'test', cancelCallback },
+  })
+  const descriptor = (cancelCallback: unknown, idempotencyKey?: string) => ({
+    mode: 'live',
+    runtime: { kind: 'rust' },
+    session: session(cancelCallback),
+    execution: { ...(idempotencyKey && { idempotencyKey }) },
+  })
+  const called = { url: initiator.url, bearer: SECRET }
+
+  await t.test('is called with its bearer', async (t) => {
+    const { runId } = (await client.post<RunRecord>('/runs', descriptor(called))).body
+    await client.append(runId, { type: 'run.started' })
+    const copies = [
+      (await client.post<RunRecord>(`/runs/${runId}/clone`, {})).body.runId,
+      (await client.post<RunRecord>('/runs', { name: 'native', session: session(called) })).body.runId,
+      (await client.post<RunRecord>(`/runs/${(await client.post<RunRecord>('/runs', {})).body.runId}/clone`, { session: session(called) })).body.runId,
+    ]
+    for (const id of copies) await client.append(id, { type: 'run.started' })
+    for (const id of [runId, ...copies]) {
+      t.equal((await client.post(`/runs/${id}/cancel`, { reason: 'enough' })).status, 200)
+      const request = await eventually('the call', () => initiator.requests.find(({ headers }) => String(headers['idempotency-key']).startsWith(`${id}:`)))
+      t.match(request, { method: 'POST', headers: { authorization: `Bearer ${SECRET}` } })
+    }
+    const { runId: bare } = (await client.post<RunRecord>('/runs', descriptor({ url: initiator.url }))).body
+    await client.append(bare, { type: 'run.started' })
+    await client.post(`/runs/${bare}/cancel`, {})
+    const request = await eventually('the call', () => initiator.requests.find(({ headers }) => String(headers['idempotency-key']).startsWith(`${bare}:`)))
+    t.equal(request.headers.authorization, undefined)
+  })
+
+  await t.test('is shown nowhere, and stored where it is called from only', async (t) => {
+    const created = await client.post<RunRecord>('/runs', descriptor(called))
+    t.equal(created.status, 201, created.text)
+    t.match(created.body, { kind: 'macp', metadata: { environment: 'test', mode: 'live' }, session: { modeName: 'macp.mode.decision.v1' } })
+    const { runId } = created.body
+    await client.append(runId, { type: 'run.completed' })
+    const answers = [created, await client.post('/runs', descriptor(called, 'shown'))]
+    for (const path of ['', '/state', '/events', '/raw', '/stream', '/export?format=ndjson', '/export?format=json', '/metrics'])
+      answers.push(await client.get(`/runs/${runId}${path}`))
+    answers.push(await client.get('/runs'), await client.get('/events'), await client.get('/audit'), await client.post('/runs/validate', descriptor(called)))
+    for (const { status, text } of answers) {
+      t.ok(status === 200 || status === 201, text)
+      t.notMatch(text, SECRET)
+      t.notMatch(text, 'cancelCallback')
+    }
+    await eventually('the snapshot is written', async () => ((await database.sql`select from run_projections`).length > 0 ? true : undefined))
+    const rows = (await dump(database)).replaceAll(JSON.stringify({ Authorization: `Bearer ${SECRET}` }), '').split('\n')
+    t.same(
+      rows.filter((row) => row.includes(SECRET)),
+      [],
+    )
+  })
+
+  await t.test('is part of what was asked for', async (t) => {
+    const first = await client.post<RunRecord>('/runs', descriptor(called, 'k'))
+    t.equal(first.status, 201, first.text)
+    t.match(await client.post('/runs', descriptor(called, 'k')), { status: 200, body: { runId: first.body.runId } })
+    for (const other of [{ ...called, bearer: 'another' }, { url: called.url }, undefined])
+      t.match(await client.post('/runs', descriptor(other, 'k')), { status: 409, body: { code: 'IDEMPOTENCY_CONFLICT' } })
+  })
+
+  await t.test('is checked as that of a native command is, and nothing of it is repeated', async (t) => {
+    const at = 'body/session/metadata/cancelCallback'
+    for (const [callback, path] of [
+      [null, at],
+      [{ bearer: SECRET }, `${at}/url`],
+      [{ ...called, url: 'ftp://example.com/' }, `${at}/url`],
+      [{ ...called, bearer: `${SECRET}\n` }, `${at}/bearer`],
+      [{ ...called, token: SECRET }, `${at}/token`],
+    ] as const) {
+      for (const body of [descriptor(callback), { session: session(callback) }]) {
+        const refused = await client.post<Problem>('/runs', body)
+        t.match(refused, { status: 400, body: { code: 'VALIDATION_ERROR', errors: [{ path }] } })
+        t.notMatch(refused.text, SECRET)
+        t.match((await client.post('/runs/validate', body)).body, { valid: false, errors: [{ path }] })
+      }
+    }
+    const twice = await client.post<Problem>('/runs', { session: session(called), cancelCallback: { url: called.url } })
+    t.match(twice, { status: 400, body: { code: 'VALIDATION_ERROR', detail: new RegExp(at) } })
   })
 })

@@ -7,7 +7,7 @@ import { buildApp } from '../../src/app.js'
 import { ConfigError, loadConfig } from '../../src/config.js'
 import type { Database } from '../../src/db/client.js'
 import { createLogger } from '../../src/ops/logging.js'
-import { serverDatabase, type Teardown, testDatabase } from '../support/database.js'
+import { dump, serverDatabase, type Teardown, testDatabase } from '../support/database.js'
 import { eventually } from '../support/http.js'
 import { sourceServer } from '../support/source-server.js'
 
@@ -44,22 +44,6 @@ async function service(t: Teardown, database: Database) {
     return { status: answer.status, body, json: () => JSON.parse(body) }
   }
   return { app, lines, dataDir, send }
-}
-
-/** Every row of every table, as text. */
-async function dump({ sql }: Database): Promise<string> {
-  const tables = await sql<
-    { name: string }[]
-  >`select table_schema || '.' || table_name as name from information_schema.tables where table_schema in ('public', 'drizzle') and table_type = 'BASE TABLE'`
-  const texts: string[] = []
-  for (const { name } of tables) {
-    const [schema = '', table = ''] = name.split('.')
-    // Bytes as they are: an artifact's content would be hidden in hex.
-    const rows = await sql<{ row: string }[]>`select row_to_json(t)::text as row from ${sql(schema)}.${sql(table)} t`
-    texts.push(...rows.map(({ row }) => `${name} ${row} ${row.replace(/\\\\x([0-9a-f]+)/g, (_, hex: string) => Buffer.from(hex, 'hex').toString('latin1'))}`))
-  }
-  t.ok(tables.length > 10)
-  return texts.join('\n')
 }
 
 /** As it is, escaped, in base64 at any offset, and in base64 within. */
@@ -247,6 +231,16 @@ for (const [kind, open] of [
     await t.test('credentials of a source are kept to be sent, and shown nowhere', async (t) => {
       const refused = await send('POST', '/runs', { id: 'attached', source: { url: `https://example.com/?key=${SECRET}` } })
       t.match(refused.json(), { status: 400, detail: /headers/ })
+      const participants = [{ id: 'a' }]
+      const macp = (cancelCallback: object) => ({ mode: 'live', session: { modeName: 'm', participants, metadata: { cancelCallback } } })
+      const ofSession = await send('POST', '/runs', macp({ url: `https://example.com/?key=${SECRET}` }))
+      t.match(ofSession.json(), { status: 400, detail: /^session\.metadata\.cancelCallback\.url .*bearer/ })
+      const bearer = 'sk-called0123456789abcdef'
+      const { runId } = (await send('POST', '/runs', macp({ url: 'https://example.com/', bearer }))).json()
+      const [kept] = await database.sql`select descriptor->'cancelCallback' as callback from runs where id = ${runId}`
+      t.same(kept?.callback, { url: 'https://example.com/', headers: { Authorization: `Bearer ${bearer}` } })
+      const session = { 'metadata.cancelCallback.bearer': SECRET }
+      t.match((await send('POST', '/runs', { session })).json(), { session: { 'metadata.cancelCallback.bearer': /^\[masked:/ } })
       const webhook = await send('POST', '/webhooks', { url: 'https://example.com/sk-hook0123456789abcdef', description: SECRET, types: ['run.*'] })
       t.match(webhook.json(), { url: 'https://example.com/sk-hook0123456789abcdef', description: /^\[masked:/ }, 'the address of a webhook is called as it is')
     })

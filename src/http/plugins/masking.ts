@@ -10,10 +10,15 @@ import type { Mask } from '../../ingest/mask.js'
 /** Bundles are checked to the byte, and not stored. */
 const AS_SENT = '/runs/compare'
 const STORED_HEADERS = ['idempotency-key', 'producer-id', 'x-worker-id']
-/** Members of a body that are called, and have their secrets in their headers. */
-const CALLED = ['source', 'cancelCallback']
+/** Members of a body that are called, by their paths, and where each of them has its secrets. */
+const CALLED = [
+  { path: ['source'], secrets: 'headers' },
+  { path: ['cancelCallback'], secrets: 'headers' },
+  { path: ['session', 'metadata', 'cancelCallback'], secrets: 'bearer' },
+]
 
-const isKept = ([first, second]: readonly string[]) => CALLED.includes(first ?? '') && second === 'headers'
+const isKept = (path: readonly string[]) =>
+  CALLED.some((called) => path.length === called.path.length + 1 && path.at(-1) === called.secrets && called.path.every((name, at) => path[at] === name))
 /** The address is called as it is, and what signs is shown once. */
 const isKeptOfWebhook = ([first]: readonly string[]) => first === 'url' || first === 'secret'
 
@@ -31,18 +36,23 @@ export const maskingPlugin = fastifyPlugin(
       const { body } = request
       const { url = '' } = request.routeOptions
       if (typeof body !== 'object' || body === null || Buffer.isBuffer(body) || 'pipe' in body || url === AS_SENT) return
-      for (const name of CALLED) assertUnmasked(name, Reflect.get(body, name))
+      for (const { path, secrets } of CALLED) assertUnmasked(path.join('.'), secrets, memberAt(body, [...path, 'url']))
       request.body = mask.value(body, url.startsWith('/webhooks') ? isKeptOfWebhook : isKept)
     })
 
-    function assertUnmasked(name: string, called: unknown): void {
-      const url: unknown = typeof called === 'object' && called !== null ? Reflect.get(called, 'url') : undefined
+    function assertUnmasked(path: string, secrets: string, url: unknown): void {
       if (typeof url !== 'string' || mask.text(url) === url) return
       throw new RunplaneError(
         'VALIDATION_ERROR',
-        `${name}.url holds what MASK_PATTERNS masks, and could not be called. Put the secret into ${name}.headers, which are kept to be sent and never shown.`,
+        `${path}.url holds what MASK_PATTERNS masks, and could not be called. Put the secret into ${path}.${secrets}, which is kept to be sent and never shown.`,
       )
     }
   },
   { name: 'masking' },
 )
+
+function memberAt(body: object, path: readonly string[]): unknown {
+  let value: unknown = body
+  for (const name of path) value = typeof value === 'object' && value !== null ? Reflect.get(value, name) : undefined
+  return value
+}
