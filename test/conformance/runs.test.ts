@@ -116,6 +116,8 @@ t.test('creating a run', async (t) => {
     t.same(answer.body.tags, ['macp'])
     const state = await client.state(answer.body.runId)
     t.match(JSON.stringify(state.state.participants), 'alice', 'its participants are known')
+    t.match(state.state.run, { modeName: 'macp.mode.decision.v1', modeVersion: '1.0.0', configurationVersion: 'config.default' })
+    t.match(state.state.policy, { quorumStatus: 'pending' })
   })
   await t.test('refuses a RunDescriptor without a session that can be, and says what it lacks', async (t) => {
     const session = { modeName: 'macp.mode.decision.v1', participants: [{ id: 'alice' }] }

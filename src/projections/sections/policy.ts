@@ -84,7 +84,6 @@ export const policy = defineSection({
   }),
   on: {
     'session.bound'(state, { data }) {
-      state.policyVersion ??= clipped(state, data.policyVersion, MAX_NAME_BYTES)
       expect(state, field(data, 'expectedCommitments'))
     },
     'policy.resolved'(state, { ts, data }) {
@@ -128,7 +127,8 @@ export const policy = defineSection({
     }))
     const quorumStatus = quorumOf(state, folds.run)
     return {
-      policyVersion: policyVersion ?? '',
+      // Until a policy is resolved it is the one that the session names.
+      policyVersion: policyVersion ?? folds.run.policyVersion ?? '',
       ...present({ policyDescription, resolvedAt, quorumStatus }),
       ...(decided && { outcomePositive: decided.outcomePositive }),
       commitmentEvaluations: evaluations.map(present),

@@ -82,6 +82,17 @@ function bind(
   state.contextId = clipped(state, textOf(field(data, 'contextId')), MAX_NAME_BYTES) ?? state.contextId
 }
 
+/** What a run was created with of its session: by the control plane in `session`, by an agent beside it. */
+function declare(state: RunFold, session: unknown): void {
+  const told = (name: string, maxBytes: number) => clipped(state, textOf(field(session, name)), maxBytes)
+  const sessionId = textOf(field(session, 'sessionId'))
+  state.sessionId ??= sessionId === null ? null : idOf(sessionId)
+  state.modeName ??= told('modeName', MAX_NAME_BYTES)
+  state.modeVersion ??= told('modeVersion', MAX_LABEL_BYTES)
+  state.configurationVersion ??= told('configurationVersion', MAX_NAME_BYTES)
+  state.policyVersion ??= told('policyVersion', MAX_NAME_BYTES)
+}
+
 function move(state: RunFold, status: RunStatus, event: CanonicalEvent): void {
   const before = state.status
   state.status = status
@@ -186,7 +197,8 @@ export const run = defineSection({
         state.tags = data.tags.slice(0, MAX_TAGS).map((tag) => clip(state, tag, MAX_LABEL_BYTES))
         state.dropped += data.tags.length - state.tags.length
       }
-      state.modeName ??= clipped(state, textOf(field(data, 'modeName')), MAX_NAME_BYTES)
+      declare(state, field(data, 'session'))
+      declare(state, data)
     },
     'run.queued'(state, { data }) {
       state.queue = clipped(state, data.queue, MAX_NAME_BYTES)

@@ -47,6 +47,28 @@ t.test('a state without events says that nothing is known', async (t) => {
   t.equal(createState().version, 0)
 })
 
+t.test('run: the session that it was created with, until the session says otherwise', async (t) => {
+  const declared = { sessionId: 's1', modeName: 'decision', modeVersion: '1.0', configurationVersion: 'c1', policyVersion: 'p1' }
+  const log = createLog()
+  log.control('run.created', { kind: 'macp', session: declared })
+  t.match(log.view().run, { ...declared, runtimeSessionId: 's1' })
+  t.match(log.view().policy, { policyVersion: 'p1', quorumStatus: 'pending' })
+  log.add('run.created', { modeName: 'other', sessionId: 's9' })
+  t.match(log.view().run, declared, 'what an agent tells later does not replace it')
+  log.about('session/s2', 'session.bound', { sessionId: 's2', policyVersion: 'p2' }, { sourceKind: 'runtime' })
+  t.match(log.view(), { run: { ...declared, sessionId: 's2', policyVersion: 'p2' }, policy: { policyVersion: 'p2' } })
+  log.about('policy/p3', 'policy.resolved', { policyVersion: 'p3' })
+  t.match(log.view(), { run: { policyVersion: 'p2' }, policy: { policyVersion: 'p3' } })
+
+  const told = createLog()
+  told.add('run.created', declared)
+  t.match(told.view().run, declared, 'an agent tells it beside the rest')
+  const odd = createLog()
+  odd.control('run.created', { session: { modeName: 7, policyVersion: null } })
+  t.notOk('modeName' in odd.view().run)
+  t.match(odd.view().policy, { policyVersion: '', quorumStatus: undefined })
+})
+
 t.test('run: times, result and identity come from the events', async (t) => {
   const log = createLog()
   log.control('run.created', { name: 'nightly', kind: 'job', tags: ['a', 'b'], parentRunId: 'parent', agent: { name: 'builder', version: '2' } })
