@@ -63,6 +63,11 @@ export function present(fields: Fields): Record<string, unknown> {
   return kept
 }
 
+/** What a payload tells beside the fields that are named: it passes through. */
+export function others(payload: Fields, named: Fields): Fields {
+  return Object.fromEntries(Object.entries(payload).filter(([name]) => !Object.hasOwn(named, name)))
+}
+
 /** A percentage from 0 to 100. */
 export function clampPercentage(value: number): number {
   return Math.min(100, Math.max(0, value))

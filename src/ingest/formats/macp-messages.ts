@@ -3,7 +3,7 @@
  * tells besides having been received. A message type that is not here tells nothing more.
  */
 import type { DraftEvent, Reference } from '../../domain/canonical-event.js'
-import { asNumber, asText, clampPercentage, type Fields, isFields, present, read, readNumber, readText } from '../fields.js'
+import { asNumber, asText, clampPercentage, type Fields, isFields, others, present, read, readNumber, readText } from '../fields.js'
 
 export interface Envelope {
   messageType: string
@@ -23,10 +23,14 @@ function reference(kind: string, id: string | undefined): Reference | undefined 
   return id === undefined ? undefined : { kind, id }
 }
 
-/** Every fact of an envelope tells where it comes from. */
-export function fact(envelope: Envelope, type: string, subject: Reference | undefined, data: Fields): DraftEvent {
+/**
+ * Every fact of an envelope tells where it comes from.
+ * @param told an object whose other fields pass through; what is named in `data` counts, also where it is undefined
+ */
+export function fact(envelope: Envelope, type: string, subject: Reference | undefined, data: Fields, told?: Fields): DraftEvent {
   const { modeName, messageType, messageId, sessionId, sender } = envelope
-  return { type, ...(subject !== undefined && { subject }), data: present({ modeName, messageType, messageId, sessionId, sender, ...data }) }
+  const named = { modeName, messageType, messageId, sessionId, sender, ...data }
+  return { type, ...(subject !== undefined && { subject }), data: { ...(told && others(told, named)), ...present(named) } }
 }
 
 function texts(value: unknown): string[] | undefined {
@@ -265,24 +269,38 @@ function toolSubject({ payload, messageId }: Envelope): Reference | undefined {
 
 function toolCalled(envelope: Envelope): DraftEvent[] {
   const { payload } = envelope
-  return [
-    fact(envelope, 'tool.called', toolSubject(envelope), {
-      name: readText(payload, 'name', 'toolName', 'tool'),
-      arguments: read(payload, 'arguments', 'args', 'input', 'parameters'),
-      server: readText(payload, 'server'),
-    }),
-  ]
+  const data = {
+    name: readText(payload, 'name', 'toolName', 'tool'),
+    arguments: read(payload, 'arguments', 'args', 'input', 'parameters'),
+    server: readText(payload, 'server'),
+  }
+  return [fact(envelope, 'tool.called', toolSubject(envelope), data, payload)]
 }
 
-function toolCompleted(envelope: Envelope): DraftEvent[] {
+/** What went wrong, of a result that says that something did; empty where it does not say what. */
+function toolErrorOf(payload: Fields): Fields | undefined {
+  const error = read(payload, 'error')
+  const isError = read(payload, 'isError')
+  if (isError === false || (isError !== true && asText(error) === undefined && !isFields(error))) return undefined
+  const texts = isFields(error) ? error : payload
+  const named = {
+    code: asText(read(texts, 'code', 'errorCode')),
+    message: asText(error) ?? readText(texts, 'message', 'errorMessage', 'reason') ?? readText(payload, 'result', 'output', 'content'),
+    stack: readText(texts, 'stack'),
+  }
+  return { ...(isFields(error) && others(error, named)), ...present(named) }
+}
+
+function toolEnded(envelope: Envelope): DraftEvent[] {
   const { payload } = envelope
-  return [
-    fact(envelope, 'tool.completed', toolSubject(envelope), {
-      name: readText(payload, 'name', 'toolName', 'tool'),
-      result: read(payload, 'result', 'output', 'content'),
-      durationMs: asNumber(read(payload, 'durationMs')),
-    }),
-  ]
+  const error = toolErrorOf(payload)
+  const data = {
+    name: readText(payload, 'name', 'toolName', 'tool'),
+    result: read(payload, 'result', 'output', 'content'),
+    durationMs: asNumber(read(payload, 'durationMs')),
+  }
+  if (error === undefined) return [fact(envelope, 'tool.completed', toolSubject(envelope), data, payload)]
+  return [fact(envelope, 'tool.failed', toolSubject(envelope), { ...data, error }, payload)]
 }
 
 type Meaning = (envelope: Envelope) => DraftEvent[]
@@ -303,5 +321,5 @@ export const MESSAGES: ReadonlyMap<string, Meaning> = new Map([
   ...all(policyEvaluated, 'PolicyCommitmentEvaluated'),
   ...all(policyDenied, 'PolicyDenied'),
   ...all(toolCalled, 'ToolCall', 'ToolRequest'),
-  ...all(toolCompleted, 'ToolResult', 'ToolCompleted', 'ToolOutput'),
+  ...all(toolEnded, 'ToolResult', 'ToolCompleted', 'ToolOutput'),
 ])
