@@ -116,8 +116,8 @@ const NEGATIVE = new Set(['reject', 'rejected', 'decline', 'declined', 'failed']
 
 /** null: decided, and nothing tells whether for or against. */
 function outcomeOf(payload: Fields, action: string | undefined): boolean | null {
-  const explicit = read(payload, 'outcomePositive')
-  if (typeof explicit === 'boolean') return explicit
+  const explicit = String(read(payload, 'outcomePositive')).toLowerCase()
+  if (explicit === 'true' || explicit === 'false') return explicit === 'true'
   const word = action?.toLowerCase()
   if (word !== undefined && POSITIVE.has(word)) return true
   return word !== undefined && NEGATIVE.has(word) ? false : null
