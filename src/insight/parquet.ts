@@ -243,7 +243,7 @@ export function eventsTable(before = SECTIONS.llm.initial()): EventTable {
         // The table is read by the event's own type.
         reduce(llm, event as never)
         const now = totalsOf(llm.sums)
-        if (now.inputTokens !== told.inputTokens || now.outputTokens !== told.outputTokens || now.costUsd !== told.costUsd) {
+        if ((['totalTokens', 'inputTokens', 'outputTokens', 'costUsd'] as const).some((name) => now[name] !== told[name])) {
           used = {
             totalTokens: now.totalTokens - told.totalTokens,
             inputTokens: now.inputTokens - told.inputTokens,

@@ -46,6 +46,13 @@ function reasonsOf(payload: Fields): string[] {
   return [...single, ...(texts(read(payload, 'reasons')) ?? [])]
 }
 
+/** An error as an object: a text is its message, and what else it tells passes through. */
+export function errorOf(error: unknown): Fields | undefined {
+  if (!isFields(error)) return asText(error) === undefined ? undefined : { message: asText(error) }
+  const named = { code: readText(error, 'code', 'errorCode'), message: readText(error, 'message', 'errorMessage', 'reason'), stack: readText(error, 'stack') }
+  return { ...others(error, named), ...present(named) }
+}
+
 export function declaredParticipants(payload: Fields): { id: string; role: string | undefined }[] {
   const declared = new Map<string, { id: string; role: string | undefined }>()
   for (const entry of list(read(payload, 'participants', 'participantIds')) ?? []) {
@@ -279,16 +286,11 @@ function toolCalled(envelope: Envelope): DraftEvent[] {
 
 /** What went wrong, of a result that says that something did; empty where it does not say what. */
 function toolErrorOf(payload: Fields): Fields | undefined {
-  const error = read(payload, 'error')
+  const error = errorOf(read(payload, 'error'))
   const isError = read(payload, 'isError')
-  if (isError === false || (isError !== true && asText(error) === undefined && !isFields(error))) return undefined
-  const texts = isFields(error) ? error : payload
-  const named = {
-    code: asText(read(texts, 'code', 'errorCode')),
-    message: asText(error) ?? readText(texts, 'message', 'errorMessage', 'reason') ?? readText(payload, 'result', 'output', 'content'),
-    stack: readText(texts, 'stack'),
-  }
-  return { ...(isFields(error) && others(error, named)), ...present(named) }
+  if (isError === false || (isError !== true && error === undefined)) return undefined
+  const code = readText(payload, 'errorCode', 'code')
+  return { ...present({ code, message: readText(payload, 'errorMessage', 'message', 'reason', 'result', 'output', 'content') }), ...error }
 }
 
 function toolEnded(envelope: Envelope): DraftEvent[] {

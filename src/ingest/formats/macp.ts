@@ -8,10 +8,10 @@
  */
 import type { DraftEvent } from '../../domain/canonical-event.js'
 import { fromEpochMs } from '../../domain/time.js'
-import { asFields, asNumber, asText, type Fields, isFields, present, read, readNumber, readText } from '../fields.js'
+import { asFields, asNumber, asText, type Fields, isFields, read, readNumber, readText } from '../fields.js'
 import { asEventId, EVENT_ID, type Format, MAX_ID_CHARS, MAX_SOURCE_CHARS, unmapped } from '../format.js'
 import { parseBase64Json } from '../raw-item.js'
-import { declaredParticipants, type Envelope, fact, MESSAGES } from './macp-messages.js'
+import { declaredParticipants, type Envelope, errorOf, fact, MESSAGES } from './macp-messages.js'
 
 const STATE_PREFIX = 'SESSION_STATE_'
 const STATE_MESSAGES = new Set(['SessionState', 'SessionStateChanged', 'SessionSnapshot'])
@@ -74,6 +74,7 @@ function countsOf(call: Fields): Fields {
   return {
     inputTokens: count('inputTokens', 'promptTokens'),
     outputTokens: count('outputTokens', 'completionTokens'),
+    totalTokens: count('totalTokens'),
     cacheReadTokens: count('cacheReadTokens'),
     cacheWriteTokens: count('cacheWriteTokens'),
     reasoningTokens: count('reasoningTokens'),
@@ -95,7 +96,7 @@ function llmCall(envelope: Envelope): DraftEvent[] {
   const held = (name: string) => places.reduce<Fields | undefined>((found, place) => found ?? (place && asFields(read(place, name))), undefined)
   const call = held('llmCall') ?? held('tokenUsage') ?? signalData
   if (call === undefined) return []
-  const told = present({
+  const told = {
     provider: readText(call, 'provider'),
     model: readText(call, 'model'),
     ...countsOf(call),
@@ -103,10 +104,11 @@ function llmCall(envelope: Envelope): DraftEvent[] {
     prompt: read(call, 'prompt'),
     response: read(call, 'response'),
     artifactId: readText(call, 'artifactId'),
-  })
-  if (Object.keys(told).length === 0) return []
+    error: errorOf(read(call, 'error')),
+  }
+  if (Object.values(told).every((value) => value === undefined)) return []
   const callId = readText(call, 'callId', 'id') ?? envelope.messageId
-  return [fact(envelope, 'llm.call.completed', callId === undefined ? undefined : { kind: 'llm_call', id: callId }, told)]
+  return [fact(envelope, 'llm.call.completed', callId === undefined ? undefined : { kind: 'llm_call', id: callId }, told, call)]
 }
 
 function received(envelope: Envelope, value: Fields, payload: unknown): DraftEvent {

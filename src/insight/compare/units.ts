@@ -278,7 +278,8 @@ function shownSide(unit: Unit, columns: Columns, events: Map<number, CanonicalEv
   }
   if (typeof usage.model === 'string') side.model = usage.model
   const [input, output] = [number(usage.inputTokens), number(usage.outputTokens)]
-  if (input !== undefined || output !== undefined) side.totalTokens = (input ?? 0) + (output ?? 0)
+  const total = number(usage.totalTokens)
+  if (input !== undefined || output !== undefined || total !== undefined) side.totalTokens = Math.max((input ?? 0) + (output ?? 0), total ?? 0)
   const cost = number(usage.costUsd)
   if (cost !== undefined) side.costUsd = cost
   const name = [started.name, ended.name, usage.model, first?.subject.id].find((candidate) => typeof candidate === 'string' && candidate !== '')

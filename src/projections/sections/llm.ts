@@ -7,6 +7,8 @@
  *   report replaces the account of its subject, a delta (the default) adds to it. What a completed run or step says of its usage is cumulative.
  * - Calls, steps and the run are three levels at which the same use is told. Each level is added up by itself, and for
  *   each count the largest of the three is the total: a run that repeats the sum of its calls changes nothing.
+ *
+ * A total that is told (`totalTokens`) may be more than the input and output that are told with it. What goes beyond them is kept beside the counts.
  */
 import type { EventOf } from '../../domain/canonical-event.js'
 import { amount, clipped, field, idOf, keep, MAX_ID_BYTES, MAX_LINE_BYTES, MAX_NAME_BYTES, numberOf, textOf } from '../bounds.js'
@@ -25,9 +27,17 @@ const UNKNOWN_MODEL = '(unknown)'
 const COUNTS = ['inputTokens', 'outputTokens', 'cacheReadTokens', 'cacheWriteTokens', 'reasoningTokens', 'costUsd'] as const
 type CountName = (typeof COUNTS)[number]
 type Usage = { readonly [Name in CountName]?: number } & { readonly model?: string }
+/** After the counts: tokens of a told total that are beyond input and output. */
+const BEYOND = COUNTS.length
 
-type Level = 'call' | 'step' | 'run'
-const LEVEL_OFFSET: Record<Level, number> = { call: 0, step: COUNTS.length, run: 2 * COUNTS.length }
+const LEVELS = ['call', 'step', 'run'] as const
+type Level = (typeof LEVELS)[number]
+
+/** Where a level has a count among the sums. Snapshots of older versions end before BEYOND. */
+function slotOf(level: Level, index: number): number {
+  const at = LEVELS.indexOf(level)
+  return index === BEYOND ? LEVELS.length * COUNTS.length + at : at * COUNTS.length + index
+}
 
 interface Account {
   level: Level
@@ -48,6 +58,8 @@ interface Call {
   cacheReadTokens: number
   cacheWriteTokens: number
   reasoningTokens: number
+  /** As told. */
+  totalTokens: number | null
   costUsd: number | null
   latencyMs: number | null
   ttftMs: number | null
@@ -77,13 +89,14 @@ export interface LlmFold {
   truncated: number
 }
 
-const zeros = (): number[] => new Array<number>(3 * COUNTS.length).fill(0)
+const zeros = (length: number): number[] => new Array<number>(length).fill(0)
+const noSums = (): number[] => zeros(LEVELS.length * (COUNTS.length + 1))
 
 function modelUse(state: LlmFold, model: string): ModelUse {
   const name = state.models.has(model) || state.models.size < MAX_MODELS ? model : OTHER_MODELS
   let use = state.models.get(name)
   if (use === undefined) {
-    use = { calls: 0, failed: 0, sums: zeros() }
+    use = { calls: 0, failed: 0, sums: noSums() }
     state.models.set(name, use)
   }
   return use
@@ -95,14 +108,14 @@ function add(sums: number[], index: number, delta: number): void {
 
 function post(state: LlmFold, account: Account, index: number, delta: number): void {
   if (delta === 0) return
-  const at = LEVEL_OFFSET[account.level] + index
+  const at = slotOf(account.level, index)
   add(state.sums, at, delta)
   add(modelUse(state, account.model).sums, at, delta)
 }
 
 function accountOf(state: LlmFold, level: Level, key: string, model: string | undefined): Account {
   const known = state.accounts.get(key)
-  const account = known ?? { level, model: UNKNOWN_MODEL, counts: new Array<number>(COUNTS.length).fill(0), closed: false }
+  const account = known ?? { level, model: UNKNOWN_MODEL, counts: zeros(COUNTS.length + 1), closed: false }
   if (known === undefined) keep(state.accounts, key, account, MAX_ACCOUNTS)
   if (model !== undefined && account.model === UNKNOWN_MODEL) {
     // What was told before the model was named goes to it.
@@ -117,16 +130,34 @@ function accountOf(state: LlmFold, level: Level, key: string, model: string | un
 /** @param how `state` replaces the counts that are told, `add` adds them. @returns whether any was told. */
 function book(state: LlmFold, account: Account, usage: Usage, how: 'state' | 'add'): boolean {
   let told = false
+  const before = partsOf(account)
   for (let index = 0; index < COUNTS.length; index++) {
     const value = usage[COUNTS[index] as CountName]
     if (value === undefined) continue
     told = true
-    const before = account.counts[index] ?? 0
-    const after = how === 'add' ? before + amount(value) : amount(value)
-    account.counts[index] = after
-    post(state, account, index, after - before)
+    setCount(state, account, index, how === 'add' ? (account.counts[index] ?? 0) + amount(value) : amount(value))
   }
-  return told
+  const total = numberOf(field(usage, 'totalTokens'))
+  const beyond = account.counts[BEYOND] ?? 0
+  const grown = partsOf(account) - before
+  if (total === null) {
+    // Parts that are told after their total are in it.
+    if (how === 'state') setCount(state, account, BEYOND, Math.max(0, beyond - Math.max(0, grown)))
+    return told
+  }
+  setCount(state, account, BEYOND, how === 'add' ? beyond + Math.max(0, amount(total) - grown) : Math.max(0, amount(total) - partsOf(account)))
+  return true
+}
+
+/** Input and output. */
+function partsOf({ counts: [input = 0, output = 0] }: Account): number {
+  return input + output
+}
+
+function setCount(state: LlmFold, account: Account, index: number, after: number): void {
+  const before = account.counts[index] ?? 0
+  account.counts[index] = after
+  post(state, account, index, after - before)
 }
 
 function accountKey(level: Level, id: string, attempt: number): string {
@@ -151,6 +182,7 @@ function callOf(state: LlmFold, event: CallEvent): Call {
     cacheReadTokens: 0,
     cacheWriteTokens: 0,
     reasoningTokens: 0,
+    totalTokens: null,
     costUsd: null,
     latencyMs: null,
     ttftMs: null,
@@ -179,6 +211,7 @@ function endCall(state: LlmFold, event: EventOf<'llm.call.completed' | 'llm.call
   const account = accountOf(state, 'call', accountKey('call', subject.id, attempt), call.model ?? undefined)
   if (book(state, account, data, 'state')) account.closed = true
   for (const name of COUNTS) if (data[name] !== undefined) call[name] = amount(data[name])
+  call.totalTokens = numberOf(field(data, 'totalTokens')) ?? call.totalTokens
   if (data.error !== undefined) call.error = failureOf(state, data.error, MAX_LINE_BYTES)?.message ?? null
   if (call.status === status) return
   const use = modelUse(state, account.model)
@@ -203,7 +236,7 @@ export const llm = defineSection({
     calls: new Map(),
     accounts: new Map(),
     models: new Map(),
-    sums: zeros(),
+    sums: noSums(),
     started: 0,
     completed: 0,
     failed: 0,
@@ -245,7 +278,7 @@ export const llm = defineSection({
     const { started, completed, failed, latencyMs, dropped, truncated } = state
     const calls = [...state.calls.values()].map((call) => ({
       ...present(call),
-      totalTokens: call.inputTokens + call.outputTokens,
+      totalTokens: Math.max(call.inputTokens + call.outputTokens, amount(call.totalTokens)),
       // The names that macp dashboards read.
       promptTokens: call.inputTokens,
       completionTokens: call.outputTokens,
@@ -278,22 +311,22 @@ export function usageByModel({ models, sums: all }: Readonly<LlmFold>) {
     const named = uses.reduce((sum, use) => (use === unknown ? sum : sum + use[name]), 0)
     unknown[name] = Math.max(0, Number((total[name] - named).toFixed(9)))
   }
-  unknown.totalTokens = unknown.inputTokens + unknown.outputTokens
-  return unknown.calls > 0 || COUNTS.some((name) => unknown[name] > 0) ? uses : uses.filter((use) => use !== unknown)
+  const named = uses.reduce((sum, use) => (use === unknown ? sum : sum + use.totalTokens), 0)
+  unknown.totalTokens = Math.max(unknown.inputTokens + unknown.outputTokens, total.totalTokens - named)
+  return unknown.calls > 0 || unknown.totalTokens > 0 || COUNTS.some((name) => unknown[name] > 0) ? uses : uses.filter((use) => use !== unknown)
 }
 
 /** Of each count the largest of the three levels; costs to a billionth, since sums of fractions drift. */
 export function totalsOf(sums: readonly number[]) {
-  const largest = (name: CountName): number => {
-    const index = COUNTS.indexOf(name)
-    return Math.max(0, ...Object.values(LEVEL_OFFSET).map((offset) => sums[offset + index] ?? 0))
-  }
+  const at = (level: Level, index: number) => sums[slotOf(level, index)] ?? 0
+  const largest = (name: CountName): number => Math.max(0, ...LEVELS.map((level) => at(level, COUNTS.indexOf(name))))
+  const totals = LEVELS.map((level) => at(level, 0) + at(level, 1) + at(level, BEYOND))
   const inputTokens = largest('inputTokens')
   const outputTokens = largest('outputTokens')
   return {
     inputTokens,
     outputTokens,
-    totalTokens: inputTokens + outputTokens,
+    totalTokens: Math.max(inputTokens + outputTokens, ...totals),
     cacheReadTokens: largest('cacheReadTokens'),
     cacheWriteTokens: largest('cacheWriteTokens'),
     reasoningTokens: largest('reasoningTokens'),

@@ -384,6 +384,52 @@ t.test('llm: what a run tells with no model is of none only where its models do 
   }
 })
 
+t.test('llm: a total that is told counts, where it is more than input and output', async (t) => {
+  const log = createLog()
+  log.about('llm_call/1', 'llm.call.completed', { model: 'm', totalTokens: 100 })
+  log.about('llm_call/2', 'llm.call.completed', { model: 'n', inputTokens: 3, outputTokens: 2, totalTokens: 9 })
+  log.about('llm_call/3', 'llm.call.completed', { model: 'n', inputTokens: 3, outputTokens: 2, totalTokens: 'many' })
+  const { calls, totals, byModel } = log.view().llm
+  t.match(
+    calls.map((call) => call.totalTokens),
+    [100, 9, 5],
+  )
+  t.match(totals, { inputTokens: 6, outputTokens: 4, totalTokens: 114 })
+  t.match(byModel, [
+    { model: 'm', inputTokens: 0, totalTokens: 100 },
+    { model: 'n', inputTokens: 6, totalTokens: 14 },
+  ])
+  log.about('llm_call/2', 'llm.call.completed', { model: 'n', inputTokens: 5, outputTokens: 2 })
+  t.equal(log.view().llm.totals.totalTokens, 114, 'parts that are told after their total are in it')
+  log.add('run.completed', { usage: { inputTokens: 60, outputTokens: 54 } })
+  t.match(log.view().llm.totals, { inputTokens: 60, outputTokens: 54, totalTokens: 114 }, 'and so are those that are told at another level')
+
+  const reported = createLog()
+  reported.add('usage.reported', { inputTokens: 3, outputTokens: 2 })
+  reported.add('usage.reported', { totalTokens: 9 })
+  reported.add('usage.reported', { inputTokens: 1, totalTokens: 4 })
+  t.match(reported.view().llm.totals, { inputTokens: 4, outputTokens: 2, totalTokens: 18 })
+  reported.add('usage.reported', { totalTokens: 20, mode: 'cumulative' })
+  t.match(reported.view().llm.totals, { inputTokens: 4, outputTokens: 2, totalTokens: 20 })
+  reported.add('usage.reported', { inputTokens: 3, outputTokens: 1, mode: 'cumulative', model: 'm' })
+  t.match(reported.view().llm, { totals: { inputTokens: 3, outputTokens: 1, totalTokens: 18 }, byModel: [{ model: 'm', totalTokens: 18 }] })
+})
+
+t.test('llm: the sums of a snapshot of an older version are read as they were', async (t) => {
+  const log = createLog()
+  log.about('llm_call/1', 'llm.call.completed', { model: 'm', inputTokens: 3, outputTokens: 2 })
+  log.about('step/1', 'step.completed', { usage: { inputTokens: 7 } })
+  const snapshot = JSON.parse(encodeState(fold(createState(), log.events)), (name, value) => {
+    if (name === 'sums') return value.slice(0, 18)
+    return name === 'counts' && Array.isArray(value) ? value.slice(0, 6) : value
+  })
+  const state = decodeOlderState(JSON.stringify(snapshot))
+  foldEvent(state, log.about('llm_call/2', 'llm.call.completed', { model: 'm', totalTokens: 4 }))
+  t.match(viewState(state).llm.totals, { inputTokens: 7, outputTokens: 2, totalTokens: 9 })
+  foldEvent(state, log.about('llm_call/3', 'llm.call.completed', { model: 'm', totalTokens: 4 }))
+  t.match(viewState(state).llm, { totals: { totalTokens: 13 }, byModel: [{ model: 'm', totalTokens: 13 }, { model: '(unknown)' }] })
+})
+
 t.test('llm: totals are over all calls, the list holds the last 100', async (t) => {
   const log = createLog()
   for (let call = 0; call < 250; call++) log.about(`llm_call/${call}`, 'llm.call.completed', { model: `m${call % 40}`, inputTokens: 2, costUsd: 0.1 })
