@@ -32,7 +32,7 @@ export const RunMetrics = Type.Object(
     decisionCount: count,
     toolCallCount: count,
     toolFailureCount: count,
-    llmCallCount: count,
+    llmCallCount: Type.Integer({ minimum: 0, description: 'completed and failed, as toolCallCount has both' }),
     llmFailureCount: count,
     stepCount: Type.Integer({ minimum: 0, description: 'of the current attempt' }),
     artifactCount: count,
@@ -51,7 +51,7 @@ export const RunMetrics = Type.Object(
     models: Type.Array(
       Type.Object({
         model: Type.String(),
-        calls: count,
+        calls: Type.Integer({ minimum: 0, description: 'completed' }),
         failed: count,
         ...tokens,
         reportedCostUsd: usd,

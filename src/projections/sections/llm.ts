@@ -70,6 +70,7 @@ interface Call {
 }
 
 interface ModelUse {
+  /** Completed ones. */
   calls: number
   failed: number
   /** Each count at each level. */
@@ -215,11 +216,8 @@ function endCall(state: LlmFold, event: EventOf<'llm.call.completed' | 'llm.call
   if (data.error !== undefined) call.error = failureOf(state, data.error, MAX_LINE_BYTES)?.message ?? null
   if (call.status === status) return
   const use = modelUse(state, account.model)
-  if (call.status === 'running') {
-    use.calls += 1
-    state.latencyMs += amount(data.latencyMs)
-  }
-  if (status === 'failed') use.failed += 1
+  if (call.status === 'running') state.latencyMs += amount(data.latencyMs)
+  use[status === 'failed' ? 'failed' : 'calls'] += 1
   state[status] += 1
   call.status = status
 }
@@ -301,7 +299,7 @@ export const llm = defineSection({
 
 /** What each model was used, in the order of their first use. */
 export function usageByModel({ models, sums: all }: Readonly<LlmFold>) {
-  const used = [...models].filter(([, { calls, sums }]) => calls > 0 || sums.some((sum) => sum > 0))
+  const used = [...models].filter(([, { calls, failed, sums }]) => calls > 0 || failed > 0 || sums.some((sum) => sum > 0))
   const uses = used.map(([model, { calls, failed, sums }]) => ({ model, calls, failed, ...totalsOf(sums) }))
   const unknown = uses.find(({ model }) => model === UNKNOWN_MODEL)
   if (unknown === undefined || uses.length === 1) return uses
@@ -313,7 +311,9 @@ export function usageByModel({ models, sums: all }: Readonly<LlmFold>) {
   }
   const named = uses.reduce((sum, use) => (use === unknown ? sum : sum + use.totalTokens), 0)
   unknown.totalTokens = Math.max(unknown.inputTokens + unknown.outputTokens, total.totalTokens - named)
-  return unknown.calls > 0 || unknown.totalTokens > 0 || COUNTS.some((name) => unknown[name] > 0) ? uses : uses.filter((use) => use !== unknown)
+  return unknown.calls > 0 || unknown.failed > 0 || unknown.totalTokens > 0 || COUNTS.some((name) => unknown[name] > 0)
+    ? uses
+    : uses.filter((use) => use !== unknown)
 }
 
 /** Of each count the largest of the three levels; costs to a billionth, since sums of fractions drift. */

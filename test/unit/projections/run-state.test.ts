@@ -348,8 +348,21 @@ t.test('llm: calls, totals and models, under our names and those of macp dashboa
   t.match(llm.calls[0], { id: '1', model: 'small', participantId: 'ann', promptTokens: 10, completionTokens: 5, totalTokens: 15, estimatedCostUsd: 0.1 })
   t.match(llm.byModel, [
     { model: 'small', calls: 1, inputTokens: 10 },
-    { model: 'large', calls: 2, failed: 1, inputTokens: 100 },
+    { model: 'large', calls: 1, failed: 1, inputTokens: 100 },
   ])
+  log.about('llm_call/4', 'llm.call.failed', { model: 'down' })
+  log.about('llm_call/5', 'llm.call.failed', {})
+  const { totals, byModel } = log.view().llm
+  for (const [name, total] of [
+    ['calls', totals.callCount],
+    ['failed', totals.failed],
+  ] as const) {
+    t.equal(
+      byModel.reduce((sum, use) => sum + use[name], 0),
+      total,
+      `${name} of all models are those of the run`,
+    )
+  }
   t.match(errors.recent, [{ type: 'llm.call.failed', message: 'overloaded' }])
 })
 
