@@ -4,6 +4,7 @@ import { RunplaneError, runNotFound } from '../errors.js'
 import type { Mask } from '../ingest/mask.js'
 import { restoreRow } from '../log/corrupt.js'
 import { catchUp, type HotState, loadSnapshots, type States } from '../log/states.js'
+import { idOf } from '../projections/bounds.js'
 import { decodeState, encodeState, type FoldState, PROJECTION_SCHEMA_VERSION, viewState } from '../projections/fold.js'
 import type { Checkpoints } from './checkpoints.js'
 import { saveSnapshot } from './snapshots.js'
@@ -63,7 +64,10 @@ export function createRunStates({ sql, states, checkpoints, mask }: RunStatesDep
       })
       if (atHead) return atHead.used
     }
-    return use(await checkpoints.stateAt(run.key, seq ?? headSeq))
+    const state = await checkpoints.stateAt(run.key, seq ?? headSeq)
+    // Its first event tells a state whose it is; before that it is nobody's.
+    if (state.version === 0) state.folds.run.runId = idOf(run.id)
+    return use(state)
   }
 
   function answer(state: FoldState): StateAnswer {

@@ -149,6 +149,15 @@ t.test('the descriptor says where the stream and the states are', async (t) => {
   t.match(plain.body, { mode: 'instant', speed: 1, fromSeq: 1, toSeq: 11 }, 'without a body: all of it, at once')
 })
 
+t.test('the state before the first event says whose it is', async (t) => {
+  const runId = await runWith(seqsUpTo(3))
+  for (const path of ['state', 'replay/state']) {
+    const { body } = await client.get<StateAnswer>(`/runs/${runId}/${path}?seq=0`)
+    t.match(body, { runId, version: 0, state: { run: { runId, status: 'queued' }, timeline: { totalEvents: 0 } } }, `${path}, before the first event`)
+  }
+  t.match((await client.get(`/runs/${runId}/metrics?seq=0`)).body, { runId, version: 0 })
+})
+
 t.test('what makes no sense is refused before a stream begins', async (t) => {
   const runId = await runWith(seqsUpTo(3))
   const refused = async (query: string, code: string, id = runId) => {
