@@ -19,13 +19,14 @@ export function checkRun(body: unknown): ProblemField[] {
   if (depthOf(body) > MAX_DEPTH) return [{ path: 'body', message: `nests deeper than ${MAX_DEPTH} levels` }]
   const schema = isRunDescriptor(body) ? runDescriptor : createRun
   if (schema.Check(body)) return []
-  const errors: ProblemField[] = []
-  for (const { path, message, schema: part } of schema.Errors(body)) {
-    if (errors.length >= MAX_ERRORS) break
-    // What is missing is of the wrong type, too.
-    if (errors.at(-1)?.path !== `body${path}`) errors.push({ path: `body${path}`, message: PLAIN[message] ?? mustBe(part.pattern) ?? message })
+  const errors = new Map<string, ProblemField>()
+  for (const { path: at, message, schema: part } of schema.Errors(body)) {
+    const path = `body${at}`
+    // The first of a path says most: what is missing is of the wrong type, too.
+    if (!errors.has(path)) errors.set(path, { path, message: PLAIN[message] ?? mustBe(part.pattern) ?? message })
+    if (errors.size >= MAX_ERRORS) break
   }
-  return errors
+  return [...errors.values()]
 }
 
 /** @throws VALIDATION_ERROR with all that is wrong */

@@ -81,6 +81,23 @@ t.test('creating a run', async (t) => {
     isProblem(t, answer, 400, 'VALIDATION_ERROR')
     t.match(JSON.stringify(answer.body), 'colour')
   })
+  await t.test('says once of each field what is wrong with it', async (t) => {
+    const answer = await client.post<Problem>('/runs', { source: { kind: 'x', ref: 'y' }, tags: [''], cancelCallback: {} })
+    isProblem(t, answer, 400, 'VALIDATION_ERROR')
+    const missing = 'is required'
+    const unknown = 'is not a field of this command'
+    t.same(
+      new Map(answer.body.errors?.map(({ path, message }) => [path, message])),
+      new Map([
+        ['body/source/url', missing],
+        ['body/source/kind', unknown],
+        ['body/source/ref', unknown],
+        ['body/tags/0', 'Expected string length greater or equal to 1'],
+        ['body/cancelCallback/url', missing],
+      ]),
+    )
+    t.equal(answer.body.errors?.length, 5)
+  })
   await t.test('refuses an id that is a part of a path', async (t) => {
     for (const id of ['compare', 'batch']) isProblem(t, await client.post('/runs', { id }), 400, 'VALIDATION_ERROR')
     t.equal((await client.post('/runs', { id: newId('compare') })).status, 201)
