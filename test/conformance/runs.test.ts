@@ -136,6 +136,18 @@ t.test('creating a run', async (t) => {
     t.match(state.state.run, { modeName: 'macp.mode.decision.v1', modeVersion: '1.0.0', configurationVersion: 'config.default' })
     t.match(state.state.policy, { quorumStatus: 'pending' })
   })
+  await t.test('takes the key of a RunDescriptor from its body or a header, and not two of them', async (t) => {
+    const [key, other] = [newId('key'), newId('key')]
+    const body = { mode: 'live', session: { modeName: 'm', participants: [{ id: 'a' }] }, execution: { idempotencyKey: key } }
+    const created = await client.post<RunRecord>('/runs', body, { 'idempotency-key': key })
+    t.equal(created.status, 201, created.text)
+    t.match(await client.post('/runs', body), { status: 200, body: { runId: created.body.runId } })
+    const refused = await client.post<Problem>('/runs', body, { 'idempotency-key': other })
+    isProblem(t, refused, 400, 'VALIDATION_ERROR')
+    t.match(refused.body, { detail: /execution\.idempotencyKey.*Idempotency-Key/, errors: [{ path: 'body/execution/idempotencyKey' }] })
+    const checked = await client.post('/runs/validate', body, { 'idempotency-key': other })
+    t.match(checked.body, { valid: false, errors: [{ path: 'body/execution/idempotencyKey' }] })
+  })
   await t.test('refuses a RunDescriptor without a session that can be, and says what it lacks', async (t) => {
     const session = { modeName: 'macp.mode.decision.v1', participants: [{ id: 'alice' }] }
     t.equal((await client.post('/runs', { mode: 'live', session, execution: {} })).status, 201)

@@ -202,6 +202,12 @@ function planOf(body: unknown, { 'idempotency-key': idempotencyKey }: Static<typ
     throw new RunplaneError('VALIDATION_ERROR', 'Idempotency-Key has 1 to 255 characters.')
   }
   const plan = planRun(body)
+  if (idempotencyKey !== undefined && plan.idempotencyKey !== undefined && idempotencyKey !== plan.idempotencyKey) {
+    const message = 'is not the key of the header Idempotency-Key. Send the key once, or the same one.'
+    throw new RunplaneError('VALIDATION_ERROR', `The run cannot be created: execution.idempotencyKey ${message}`, {
+      errors: [{ path: 'body/execution/idempotencyKey', message }],
+    })
+  }
   return { ...plan, idempotencyKey: idempotencyKey ?? plan.idempotencyKey }
 }
 
