@@ -11,6 +11,7 @@
  */
 import { RunplaneError } from '../errors.js'
 import type { DraftEvent } from './canonical-event.js'
+import { withoutNull, withoutUndefined } from './known.js'
 import { isActive, type Placement } from './placement.js'
 import { isTerminal, type RunStatus, TERMINAL_STATUSES } from './run.js'
 
@@ -68,7 +69,7 @@ const msBetween = (from: string, to: string) => Math.max(0, Date.parse(to) - Dat
 const later = (now: string, ms: number) => new Date(Date.parse(now) + ms).toISOString()
 
 function event(type: string, place: CommandedPlace, data: Record<string, unknown>): DraftEvent {
-  return { type, ts: place.now, data: Object.fromEntries(Object.entries(data).filter(([, value]) => value !== undefined && value !== null)) }
+  return { type, ts: place.now, data: withoutNull(withoutUndefined(data)) }
 }
 
 /**

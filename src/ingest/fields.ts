@@ -56,19 +56,7 @@ export function readNumber(fields: Fields, ...names: string[]): number | undefin
   return asNumber(read(fields, ...names))
 }
 
-/** The object without the fields that are undefined. Its names are ours, never a payload's: they are assigned. */
-export function present(fields: Fields): Record<string, unknown> {
-  const kept: Record<string, unknown> = {}
-  for (const name in fields) if (fields[name] !== undefined) kept[name] = fields[name]
-  return kept
-}
-
 /** What a payload tells beside the fields that are named: it passes through. */
 export function others(payload: Fields, named: Fields): Fields {
   return Object.fromEntries(Object.entries(payload).filter(([name]) => !Object.hasOwn(named, name)))
-}
-
-/** A percentage from 0 to 100. */
-export function clampPercentage(value: number): number {
-  return Math.min(100, Math.max(0, value))
 }

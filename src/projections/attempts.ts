@@ -3,9 +3,9 @@
  * again as the same attempt, so that there may be several of one number, one for each holder.
  */
 import type { CanonicalEvent } from '../domain/canonical-event.js'
+import { type WithoutNull, withoutNull } from '../domain/known.js'
 import { isTerminal, nextAttempt, type RunStatus } from '../domain/run.js'
 import { field, keepRecent } from './bounds.js'
-import { type Present, present } from './section.js'
 
 const MAX_ATTEMPTS = 50
 
@@ -86,6 +86,6 @@ export function startAttempt(state: AttemptsFold, ts: string): void {
   }
 }
 
-export function attemptsView(attempts: readonly Attempt[]): Present<Attempt>[] {
-  return attempts.map((attempt) => present(attempt))
+export function attemptsView(attempts: readonly Attempt[]): WithoutNull<Attempt>[] {
+  return attempts.map((attempt) => withoutNull(attempt))
 }

@@ -30,15 +30,3 @@ export function defineSection<Name extends string, S extends object, V, Needs ex
 ): Section<Name, S, V, Needs> {
   return section
 }
-
-/** A record as a client sees it: what is not known (null) is left out. */
-export type Present<T> = { [K in keyof T as null extends T[K] ? never : K]: T[K] } & {
-  [K in keyof T as null extends T[K] ? K : never]?: NonNullable<T[K]>
-}
-
-export function present<T extends object>(record: T): Present<T>
-export function present(record: Record<string, unknown>): Record<string, unknown> {
-  const kept: Record<string, unknown> = {}
-  for (const key in record) if (record[key] !== null) kept[key] = record[key]
-  return kept
-}

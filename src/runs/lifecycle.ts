@@ -6,6 +6,7 @@ import { createHash } from 'node:crypto'
 import type { Sql } from '../db/client.js'
 import type { DraftEvent } from '../domain/canonical-event.js'
 import { uuidv7 } from '../domain/ids.js'
+import { withoutUndefined } from '../domain/known.js'
 import { groupingOf, type RunPlan } from '../domain/run-request.js'
 import { toUtc } from '../domain/time.js'
 import { RunplaneError } from '../errors.js'
@@ -126,7 +127,7 @@ function firstEvents(plan: RunPlan): DraftEvent[] {
   const events: DraftEvent[] = [
     {
       type: 'run.created',
-      data: definedOf({
+      data: withoutUndefined({
         name: plan.name,
         kind: plan.kind,
         input: plan.input,
@@ -139,12 +140,12 @@ function firstEvents(plan: RunPlan): DraftEvent[] {
     },
   ]
   for (const { id, role } of plan.participants ?? []) {
-    events.push({ type: 'participant.seen', subject: { kind: 'participant', id }, data: definedOf({ participantId: id, role }) })
+    events.push({ type: 'participant.seen', subject: { kind: 'participant', id }, data: withoutUndefined({ participantId: id, role }) })
   }
   if (plan.queue !== undefined) {
     events.push({
       type: 'run.queued',
-      data: definedOf({ queue: plan.queue, priority: plan.priority ?? 0, availableAt: plan.availableAt && toUtc(plan.availableAt) }),
+      data: withoutUndefined({ queue: plan.queue, priority: plan.priority ?? 0, availableAt: plan.availableAt && toUtc(plan.availableAt) }),
     })
   }
   return events
@@ -160,10 +161,6 @@ function sorted(value: unknown): unknown {
   if (typeof value !== 'object' || value === null) return value
   const members = Object.entries(value).filter(([, member]) => member !== undefined)
   return Object.fromEntries(members.sort(([left], [right]) => (left < right ? -1 : 1)).map(([name, member]) => [name, sorted(member)]))
-}
-
-function definedOf(data: Record<string, unknown>): Record<string, unknown> {
-  return Object.fromEntries(Object.entries(data).filter(([, value]) => value !== undefined))
 }
 
 function jsonOrNull(value: unknown): string | null {

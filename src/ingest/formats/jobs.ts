@@ -3,8 +3,10 @@
  * The payload's other fields pass through, so that nothing which the vocabulary does not name is lost to readers.
  */
 import type { DraftEvent, Reference } from '../../domain/canonical-event.js'
+import { withoutUndefined } from '../../domain/known.js'
+import { percentageOf } from '../../domain/percentage.js'
 import { fromEpochMs, toUtc } from '../../domain/time.js'
-import { asText, clampPercentage, type Fields, isFields, present, read, readNumber, readText } from '../fields.js'
+import { asText, type Fields, isFields, read, readNumber, readText } from '../fields.js'
 import { asEventId, EVENT_ID, type Format, unmapped } from '../format.js'
 
 interface JobEvent {
@@ -18,7 +20,7 @@ type Draft = Pick<DraftEvent, 'type' | 'subject' | 'data'>
 
 /** @param canonical fields under their names in the vocabulary; those that are undefined leave the payload's own as they are. */
 function passThrough(payload: Fields, canonical: Fields): Record<string, unknown> {
-  return { ...payload, ...present(canonical) }
+  return { ...payload, ...withoutUndefined(canonical) }
 }
 
 /** The error as an object, wherever the payload tells it. */
@@ -26,15 +28,12 @@ function errorOf(payload: Fields): Fields | undefined {
   const error = read(payload, 'error')
   if (isFields(error)) return error
   const message = asText(error) ?? readText(payload, 'message', 'errorMessage', 'reason')
-  return message === undefined ? undefined : present({ code: read(payload, 'code', 'errorCode'), message, stack: read(payload, 'stack') })
+  return message === undefined ? undefined : withoutUndefined({ code: read(payload, 'code', 'errorCode'), message, stack: read(payload, 'stack') })
 }
 
-function percentageOf(payload: Fields): number | undefined {
+function progressOf(payload: Fields): Fields {
   const percentage = readNumber(payload, 'percentage', 'progress', 'percent')
-  if (percentage !== undefined) return clampPercentage(percentage)
-  const current = readNumber(payload, 'current')
-  const total = readNumber(payload, 'total')
-  return current === undefined || total === undefined || total <= 0 ? undefined : clampPercentage((current / total) * 100)
+  return { percentage: percentageOf({ percentage, current: readNumber(payload, 'current'), total: readNumber(payload, 'total') }) }
 }
 
 /** The subject of something that is one of its kind: by its own id, else by the event's. */
@@ -68,7 +67,7 @@ const EVENTS: ReadonlyMap<string, (event: JobEvent) => Draft> = new Map<string, 
   ['job.failed', run('run.failed', (payload) => ({ error: errorOf(payload) }))],
   ['job.cancelled', run('run.cancelled')],
   ['step.started', step('step.started')],
-  ['step.progress', step('progress.reported', (payload) => ({ percentage: percentageOf(payload) }))],
+  ['step.progress', step('progress.reported', progressOf)],
   ['step.output', step('step.output', (payload) => ({ text: read(payload, 'text', 'output', 'chunk', 'line', 'message') }))],
   ['step.completed', step('step.completed', output)],
   ['step.failed', step('step.failed', (payload) => ({ error: errorOf(payload) }))],

@@ -3,7 +3,10 @@
  * tells besides having been received. A message type that is not here tells nothing more.
  */
 import type { DraftEvent, Reference } from '../../domain/canonical-event.js'
-import { asNumber, asText, clampPercentage, type Fields, isFields, others, present, read, readNumber, readText } from '../fields.js'
+import { withoutUndefined } from '../../domain/known.js'
+import { clampPercentage } from '../../domain/percentage.js'
+import { outcomeOf, voteOf } from '../../domain/vote.js'
+import { asNumber, asText, type Fields, isFields, others, read, readNumber, readText } from '../fields.js'
 
 export interface Envelope {
   messageType: string
@@ -30,7 +33,7 @@ function reference(kind: string, id: string | undefined): Reference | undefined 
 export function fact(envelope: Envelope, type: string, subject: Reference | undefined, data: Fields, told?: Fields): DraftEvent {
   const { modeName, messageType, messageId, sessionId, sender } = envelope
   const named = { modeName, messageType, messageId, sessionId, sender, ...data }
-  return { type, ...(subject !== undefined && { subject }), data: { ...(told && others(told, named)), ...present(named) } }
+  return { type, ...(subject !== undefined && { subject }), data: { ...(told && others(told, named)), ...withoutUndefined(named) } }
 }
 
 function texts(value: unknown): string[] | undefined {
@@ -50,7 +53,7 @@ function reasonsOf(payload: Fields): string[] {
 export function errorOf(error: unknown): Fields | undefined {
   if (!isFields(error)) return asText(error) === undefined ? undefined : { message: asText(error) }
   const named = { code: readText(error, 'code', 'errorCode'), message: readText(error, 'message', 'errorMessage', 'reason'), stack: readText(error, 'stack') }
-  return { ...others(error, named), ...present(named) }
+  return { ...others(error, named), ...withoutUndefined(named) }
 }
 
 export function declaredParticipants(payload: Fields): { id: string; role: string | undefined }[] {
@@ -83,21 +86,6 @@ function sessionStart(envelope: Envelope): DraftEvent[] {
   return [bound, ...seen]
 }
 
-const FOR = new Set(['APPROVE', 'APPROVED', 'ACCEPT', 'ALLOW', 'YES'])
-const AGAINST = new Set(['REJECT', 'REJECTED', 'DENY', 'BLOCK', 'NO'])
-const FOR_TYPES = new Set(['Accept', 'Approve', 'TaskAccept', 'HandoffAccept'])
-const AGAINST_TYPES = new Set(['Reject', 'TaskReject', 'HandoffDecline'])
-
-/** A vote by its word, else by the type of the message; an abstention is neither for nor against. */
-function voteOf(word: string | undefined, messageType: string): string | undefined {
-  const upper = word?.toUpperCase()
-  if (upper !== undefined && FOR.has(upper)) return 'allow'
-  if (upper !== undefined && AGAINST.has(upper)) return 'deny'
-  if (upper === 'ABSTAIN' || messageType === 'Abstain') return 'abstain'
-  if (FOR_TYPES.has(messageType)) return 'allow'
-  return AGAINST_TYPES.has(messageType) ? 'deny' : undefined
-}
-
 function proposal(type: 'proposal.created' | 'proposal.updated') {
   return (envelope: Envelope): DraftEvent[] => {
     const { payload, messageType, messageId } = envelope
@@ -118,22 +106,15 @@ function proposal(type: 'proposal.created' | 'proposal.updated') {
   }
 }
 
-const POSITIVE = new Set(['approve', 'approved', 'accept', 'accepted', 'selected', 'completed'])
-const NEGATIVE = new Set(['reject', 'rejected', 'decline', 'declined', 'failed'])
-
-/** null: decided, and nothing tells whether for or against. */
-function outcomeOf(payload: Fields, action: string | undefined): boolean | null {
-  const explicit = String(read(payload, 'outcomePositive')).toLowerCase()
-  if (explicit === 'true' || explicit === 'false') return explicit === 'true'
-  const word = action?.toLowerCase()
-  if (word !== undefined && POSITIVE.has(word)) return true
-  return word !== undefined && NEGATIVE.has(word) ? false : null
+function flagOf(value: unknown): boolean | undefined {
+  const word = String(value).toLowerCase()
+  return word === 'true' ? true : word === 'false' ? false : undefined
 }
 
 function supersedesOf(value: unknown): Fields | undefined {
   if (!isFields(value)) return undefined
   const commitment = { sessionId: readText(value, 'sessionId'), commitmentHash: readText(value, 'commitmentHash') }
-  return commitment.sessionId === undefined && commitment.commitmentHash === undefined ? undefined : present(commitment)
+  return commitment.sessionId === undefined && commitment.commitmentHash === undefined ? undefined : withoutUndefined(commitment)
 }
 
 function commitment(envelope: Envelope): DraftEvent[] {
@@ -147,7 +128,7 @@ function commitment(envelope: Envelope): DraftEvent[] {
       action,
       confidence: readNumber(payload, 'confidence'),
       reasons: reasonsOf(payload),
-      outcomePositive: outcomeOf(payload, action),
+      outcomePositive: outcomeOf(flagOf(read(payload, 'outcomePositive')), action),
       supersedes: supersedesOf(read(payload, 'supersedes')),
       payload,
     }),
@@ -237,7 +218,7 @@ function policyResolved(envelope: Envelope): DraftEvent[] {
 }
 
 function verdictOf(value: unknown): string | undefined {
-  const vote = voteOf(asText(value), '')
+  const vote = voteOf(asText(value))
   return vote === 'allow' || vote === 'deny' ? vote : undefined
 }
 
@@ -290,7 +271,7 @@ function toolErrorOf(payload: Fields): Fields | undefined {
   const isError = read(payload, 'isError')
   if (isError === false || (isError !== true && error === undefined)) return undefined
   const code = readText(payload, 'errorCode', 'code')
-  return { ...present({ code, message: readText(payload, 'errorMessage', 'message', 'reason', 'result', 'output', 'content') }), ...error }
+  return { ...withoutUndefined({ code, message: readText(payload, 'errorMessage', 'message', 'reason', 'result', 'output', 'content') }), ...error }
 }
 
 function toolEnded(envelope: Envelope): DraftEvent[] {

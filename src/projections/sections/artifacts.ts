@@ -1,6 +1,8 @@
 /** What the run made: a reference to each of the recent artifacts, and small ones themselves. */
+
+import { withoutNull } from '../../domain/known.js'
 import { amount, clipped, field, idOf, keep, MAX_LABEL_BYTES, MAX_NAME_BYTES, numberOf, payload, textOf } from '../bounds.js'
-import { defineSection, present } from '../section.js'
+import { defineSection } from '../section.js'
 import { senderOf } from '../sender.js'
 
 const MAX_ARTIFACTS = 60
@@ -58,6 +60,6 @@ export const artifacts = defineSection({
     },
   },
   view(state) {
-    return { ...state, artifacts: [...state.artifacts.values()].map(present) }
+    return { ...state, artifacts: [...state.artifacts.values()].map(withoutNull) }
   },
 })

@@ -3,12 +3,13 @@
  * (a vote that was late or is replayed) is listed among the contributions and changes nothing else; another commitment does.
  */
 import type { DataOf, EventOf } from '../../domain/canonical-event.js'
+import { type WithoutNull, withoutNull } from '../../domain/known.js'
+import { outcomeOf } from '../../domain/vote.js'
 import { clipped, field, idOf, keep, keepRecent, MAX_LABEL_BYTES, MAX_NAME_BYTES, MAX_TEXT_BYTES, numberOf, payload, textOf } from '../bounds.js'
 import { linesOf } from '../lines.js'
-import { defineSection, type Present, present } from '../section.js'
+import { defineSection } from '../section.js'
 import { senderOf } from '../sender.js'
-import { outcomeOf, voteOf } from '../vote.js'
-import { type PolicyFold, tallyOf } from './policy.js'
+import { type PolicyFold, tallyOf, voteIn } from './policy.js'
 
 const MAX_PROPOSALS = 50
 const MAX_ACTIONS = 50
@@ -64,7 +65,7 @@ const OPEN: Omit<Current, 'action' | 'proposalId'> = {
 function contribute(state: DecisionFold, event: EventOf<'proposal.created' | 'proposal.updated'>): void {
   const { data, subject, ts } = event
   const proposalId = idOf(data.proposalId ?? subject.id)
-  const vote = voteOf(data)
+  const vote = voteIn(data)
   const contribution: Contribution = {
     participantId: idOf(senderOf(event) ?? ''),
     proposalId,
@@ -73,7 +74,7 @@ function contribute(state: DecisionFold, event: EventOf<'proposal.created' | 'pr
     confidence: numberOf(data.confidence) ?? (data.messageType === 'Vote' ? 1 : null),
     reasons: linesOf(state, data.reasons),
     ts,
-    vote: vote === 'abstain' ? null : vote,
+    vote: vote === undefined || vote === 'abstain' ? null : vote,
     messageType: clipped(state, data.messageType, MAX_LABEL_BYTES),
   }
   state.contributions += 1
@@ -130,7 +131,7 @@ export const decision = defineSection({
       state.current = {
         ...decided(state, data, 'resolved'),
         finalized: true,
-        outcomePositive: outcomeOf(data),
+        outcomePositive: outcomeOf(data.outcomePositive, data.action),
         resolvedAt: ts,
         resolvedBy: clipped(state, senderOf(event), MAX_NAME_BYTES),
         supersedes: payload(state, data.supersedes, MAX_SUPERSEDES_BYTES),
@@ -144,7 +145,7 @@ export const decision = defineSection({
   },
 })
 
-type Shown = Present<Omit<Current, 'outcomePositive'>> & { outcomePositive?: boolean | null; prompt?: string; proposals: Present<Contribution>[] }
+type Shown = WithoutNull<Omit<Current, 'outcomePositive'>> & { outcomePositive?: boolean | null; prompt?: string; proposals: WithoutNull<Contribution>[] }
 
 function shown(state: DecisionFold, current: Current, policy: PolicyFold): Shown {
   const { outcomePositive, ...known } = current
@@ -153,9 +154,9 @@ function shown(state: DecisionFold, current: Current, policy: PolicyFold): Shown
   // Votes tell more of an open proposal than what one contributor says of itself; a commitment knows better than both.
   const confidence = current.finalized ? (current.confidence ?? ratio) : (ratio ?? current.confidence)
   return {
-    ...present({ ...known, confidence }),
+    ...withoutNull({ ...known, confidence }),
     ...(current.finalized && { outcomePositive }),
     ...(state.prompt !== null && { prompt: state.prompt }),
-    proposals: state.proposals.map(present),
+    proposals: state.proposals.map(withoutNull),
   }
 }

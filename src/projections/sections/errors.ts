@@ -1,9 +1,10 @@
 /** What went wrong, the most recent first-hand: every event that tells a failure, with where it came from. */
 import type { EventOf } from '../../domain/canonical-event.js'
+import { withoutNull } from '../../domain/known.js'
 import { clip, idOf, keepRecent, MAX_LABEL_BYTES, MAX_NAME_BYTES } from '../bounds.js'
 import { failureOf } from '../failure.js'
 import { linesOf } from '../lines.js'
-import { defineSection, present } from '../section.js'
+import { defineSection } from '../section.js'
 import { senderOf } from '../sender.js'
 
 const MAX_RECENT = 50
@@ -80,6 +81,6 @@ export const errors = defineSection({
   },
   view(state) {
     const byType = [...state.byType].map(([type, count]) => ({ type, count }))
-    return { recent: state.recent.map(present), total: state.total, byType, dropped: state.dropped, truncated: state.truncated }
+    return { recent: state.recent.map(withoutNull), total: state.total, byType, dropped: state.dropped, truncated: state.truncated }
   },
 })

@@ -1,7 +1,8 @@
 /** Gates: the checks that a run has to pass, and how each went last. */
 import type { EventOf } from '../../domain/canonical-event.js'
+import { withoutNull } from '../../domain/known.js'
 import { clipped, idOf, keep, MAX_LINE_BYTES, MAX_NAME_BYTES, payload } from '../bounds.js'
-import { defineSection, present } from '../section.js'
+import { defineSection } from '../section.js'
 
 const MAX_GATES = 60
 const MAX_CHECKS_BYTES = 250
@@ -61,6 +62,6 @@ export const gates = defineSection({
     },
   },
   view(state) {
-    return { ...state, gates: [...state.gates.values()].map(present) }
+    return { ...state, gates: [...state.gates.values()].map(withoutNull) }
   },
 })

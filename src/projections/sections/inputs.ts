@@ -1,6 +1,8 @@
 /** What the run asks of people: the open requests are kept longest. */
+
+import { withoutNull } from '../../domain/known.js'
 import { clipped, idOf, keep, MAX_LINE_BYTES, MAX_NAME_BYTES, payload } from '../bounds.js'
-import { defineSection, present } from '../section.js'
+import { defineSection } from '../section.js'
 
 const MAX_INPUTS = 40
 const MAX_SCHEMA_BYTES = 500
@@ -85,6 +87,6 @@ export const inputs = defineSection({
   },
   view(state) {
     const { requested, resolved, pending, dropped, truncated } = state
-    return { inputs: [...state.inputs.values()].map(present), requested, resolved, pending, dropped, truncated }
+    return { inputs: [...state.inputs.values()].map(withoutNull), requested, resolved, pending, dropped, truncated }
   },
 })

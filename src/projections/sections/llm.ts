@@ -11,9 +11,10 @@
  * A total that is told (`totalTokens`) may be more than the input and output that are told with it. What goes beyond them is kept beside the counts.
  */
 import type { EventOf } from '../../domain/canonical-event.js'
+import { withoutNull } from '../../domain/known.js'
 import { amount, clipped, field, idOf, keep, MAX_ID_BYTES, MAX_LINE_BYTES, MAX_NAME_BYTES, numberOf, textOf } from '../bounds.js'
 import { failureOf } from '../failure.js'
-import { defineSection, present } from '../section.js'
+import { defineSection } from '../section.js'
 import { senderOf } from '../sender.js'
 
 const MAX_CALLS = 100
@@ -275,7 +276,7 @@ export const llm = defineSection({
   view(state) {
     const { started, completed, failed, latencyMs, dropped, truncated } = state
     const calls = [...state.calls.values()].map((call) => ({
-      ...present(call),
+      ...withoutNull(call),
       totalTokens: Math.max(call.inputTokens + call.outputTokens, amount(call.totalTokens)),
       // The names that macp dashboards read.
       promptTokens: call.inputTokens,

@@ -5,8 +5,9 @@
  * The pieces of a text are kept apart, and joined where they are shown: a secret that came in pieces is in no stored state, and the view masks it.
  */
 import type { EventOf } from '../../domain/canonical-event.js'
+import { withoutNull } from '../../domain/known.js'
 import { clip, clipped, field, fit, idOf, jsonBytes, keep, MAX_LABEL_BYTES, MAX_NAME_BYTES, textOf } from '../bounds.js'
-import { defineSection, present } from '../section.js'
+import { defineSection } from '../section.js'
 
 const MAX_STREAMS = 20
 const MAX_STREAM_BYTES = 1_000
@@ -148,7 +149,7 @@ export const messages = defineSection({
   view({ written, ...state }, _folds, masked) {
     const receivedByType = [...state.receivedByType].map(([messageType, count]) => ({ messageType, count }))
     const streams = [...written.values()].map(({ room, ...stream }) => ({
-      ...present(stream),
+      ...withoutNull(stream),
       text: masked(stream.text.join('')),
       reasoning: masked(stream.reasoning.join('')),
     }))

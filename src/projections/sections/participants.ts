@@ -4,9 +4,10 @@
  * or failed (of a failed run, the participant that was active last, by seq).
  */
 import type { CanonicalEvent, EventOf } from '../../domain/canonical-event.js'
+import { withoutNull } from '../../domain/known.js'
 import { isTerminal } from '../../domain/run.js'
 import { clip, clipped, field, fingerprint, idOf, keep, MAX_LABEL_BYTES, textOf } from '../bounds.js'
-import { defineSection, present } from '../section.js'
+import { defineSection } from '../section.js'
 import { senderOf } from '../sender.js'
 import type { ProgressFold } from './progress.js'
 import type { RunFold } from './run.js'
@@ -191,7 +192,7 @@ export const participants = defineSection({
     return [...state.participants.values()].map((participant) => {
       const { joinedSeq, activeSeq, waitingSeq, ...known } = participant
       const progress = folds.progress.entries.get(participant.participantId)?.percentage ?? null
-      return { ...present({ ...known, progress }), status: statusOf(state, participant, folds.run, lastActive) }
+      return { ...withoutNull({ ...known, progress }), status: statusOf(state, participant, folds.run, lastActive) }
     })
   },
 })

@@ -2,12 +2,13 @@
  * What the policy says of the run's commitments, and the votes for each proposal: one a participant, its last.
  * Who must vote is derived from the participants on reading.
  */
-import type { EventOf } from '../../domain/canonical-event.js'
-import { clipped, field, idOf, keep, keepRecent, MAX_LABEL_BYTES, MAX_LINE_BYTES, MAX_NAME_BYTES, payload } from '../bounds.js'
+import type { DataOf, EventOf } from '../../domain/canonical-event.js'
+import { withoutNull } from '../../domain/known.js'
+import { outcomeOf, type Vote, voteOf } from '../../domain/vote.js'
+import { clipped, field, idOf, keep, keepRecent, MAX_LABEL_BYTES, MAX_LINE_BYTES, MAX_NAME_BYTES, payload, textOf } from '../bounds.js'
 import { linesOf } from '../lines.js'
-import { defineSection, present } from '../section.js'
+import { defineSection } from '../section.js'
 import { senderOf } from '../sender.js'
-import { outcomeOf, voteOf } from '../vote.js'
 import { electorate, type ParticipantsFold } from './participants.js'
 import type { RunFold } from './run.js'
 
@@ -46,9 +47,14 @@ function expect(state: PolicyFold, commitments: unknown): void {
   state.dropped += commitments.length - state.expected.length
 }
 
+/** What a contribution to a proposal votes. */
+export function voteIn(data: DataOf<'proposal.updated'>): Vote | undefined {
+  return voteOf(data.vote ?? textOf(field(data, 'recommendation')), data.messageType)
+}
+
 function castVote(state: PolicyFold, event: EventOf<'proposal.created' | 'proposal.updated'>): void {
-  const vote = voteOf(event.data)
-  if (vote === null) return
+  const vote = voteIn(event.data)
+  if (vote === undefined) return
   const proposalId = idOf(event.data.proposalId ?? event.subject.id)
   // What comes when it has been decided, or when the run is over, decides no more.
   if (event.late === true || (state.decided !== null && state.decided.proposalId === proposalId)) return
@@ -109,7 +115,7 @@ export const policy = defineSection({
       state.decided = {
         proposalId: data.proposalId === undefined ? null : idOf(data.proposalId),
         commitmentId: data.commitmentId === undefined ? null : idOf(data.commitmentId),
-        outcomePositive: outcomeOf(data),
+        outcomePositive: outcomeOf(data.outcomePositive, data.action),
       }
       state.resolvedAt ??= ts
     },
@@ -129,12 +135,12 @@ export const policy = defineSection({
     return {
       // Until a policy is resolved it is the one that the session names.
       policyVersion: policyVersion ?? folds.run.policyVersion ?? '',
-      ...present({ policyDescription, resolvedAt, quorumStatus }),
+      ...withoutNull({ policyDescription, resolvedAt, quorumStatus }),
       ...(decided && { outcomePositive: decided.outcomePositive }),
-      commitmentEvaluations: evaluations.map(present),
+      commitmentEvaluations: evaluations.map(withoutNull),
       expectedCommitments: expected ?? [],
       voteTally,
-      denials: denials.map(present),
+      denials: denials.map(withoutNull),
       allowed,
       denied,
       dropped,

@@ -3,11 +3,12 @@
  * even if it goes down; else its steps. An attempt begins with nothing known. Reports about participants are kept beside it.
  */
 import type { EventOf } from '../../domain/canonical-event.js'
+import { withoutNull } from '../../domain/known.js'
+import { percentageOf } from '../../domain/percentage.js'
 import { nextAttempt } from '../../domain/run.js'
 import { clipped, idOf, keep, MAX_LABEL_BYTES, MAX_LINE_BYTES, numberOf, textOf } from '../bounds.js'
 import { type ProgressFacts, runProgress } from '../derive.js'
-import { percentageOf } from '../percentage.js'
-import { defineSection, present } from '../section.js'
+import { defineSection } from '../section.js'
 import { senderOf } from '../sender.js'
 
 const MAX_ENTRIES = 60
@@ -75,8 +76,8 @@ export const progress = defineSection({
     const { reports, dropped, truncated } = state
     return {
       percentage: runProgress(folds),
-      ...(state.reported && { reported: present(state.reported) }),
-      entries: [...state.entries.values()].map(present),
+      ...(state.reported && { reported: withoutNull(state.reported) }),
+      entries: [...state.entries.values()].map(withoutNull),
       reports,
       dropped,
       truncated,

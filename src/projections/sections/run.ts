@@ -1,11 +1,12 @@
 /** The run itself: status, times, result, and what of the log could not be read. The status moves by `nextStatus` alone. */
 import { type CanonicalEvent, isEventType } from '../../domain/canonical-event.js'
+import { withoutNull } from '../../domain/known.js'
 import { isTerminal, nextAttempt, nextStatus, type RunStatus } from '../../domain/run.js'
 import { type Attempt, attemptsView, claimAttempt, moveAttempts, startAttempt } from '../attempts.js'
 import { clip, clipped, field, idOf, keep, MAX_LABEL_BYTES, MAX_LINE_BYTES, MAX_NAME_BYTES, MAX_TEXT_BYTES, payload, textOf } from '../bounds.js'
 import { type ProgressFacts, runProgress } from '../derive.js'
 import { type FailureText, failureOf } from '../failure.js'
-import { defineSection, present } from '../section.js'
+import { defineSection } from '../section.js'
 
 const MAX_TAGS = 50
 const MAX_LINKS = 50
@@ -300,16 +301,16 @@ export const run = defineSection({
   view(state, folds: Readonly<ProgressFacts>) {
     const { endedSeq, attempts, agent, error, checkpoint, links, custom, ...known } = state
     return {
-      ...present(known),
+      ...withoutNull(known),
       progress: runProgress(folds),
-      ...(agent && { agent: present(agent) }),
-      ...(error && { error: present(error) }),
-      ...(checkpoint && { checkpoint: present(checkpoint) }),
+      ...(agent && { agent: withoutNull(agent) }),
+      ...(error && { error: withoutNull(error) }),
+      ...(checkpoint && { checkpoint: withoutNull(checkpoint) }),
       // The name that macp dashboards read.
       ...(state.sessionId !== null && { runtimeSessionId: state.sessionId }),
       attempts: attemptsView(attempts),
-      links: [...links.values()].map(present),
-      custom: [...custom.values()].map(present),
+      links: [...links.values()].map(withoutNull),
+      custom: [...custom.values()].map(withoutNull),
     }
   },
 })

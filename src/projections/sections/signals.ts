@@ -1,6 +1,8 @@
 /** Ambient signals, and who acknowledged each. */
+
+import { withoutNull } from '../../domain/known.js'
 import { clipped, idOf, keep, MAX_LABEL_BYTES, MAX_NAME_BYTES, numberOf, payload } from '../bounds.js'
-import { defineSection, present } from '../section.js'
+import { defineSection } from '../section.js'
 import { senderOf } from '../sender.js'
 
 const MAX_SIGNALS = 80
@@ -62,6 +64,6 @@ export const signals = defineSection({
     },
   },
   view(state) {
-    return { ...state, signals: [...state.signals.values()].map(present) }
+    return { ...state, signals: [...state.signals.values()].map(withoutNull) }
   },
 })

@@ -3,12 +3,13 @@
  * count every step, also those that the list has dropped; a step that is told of again in a later attempt begins anew.
  */
 import type { DataOf, EventOf } from '../../domain/canonical-event.js'
+import { withoutNull } from '../../domain/known.js'
+import { percentageOf } from '../../domain/percentage.js'
 import { isTerminal, nextAttempt } from '../../domain/run.js'
 import { clip, clipped, idOf, keep, MAX_LABEL_BYTES, MAX_NAME_BYTES, numberOf } from '../bounds.js'
 import { progressOfSteps } from '../derive.js'
 import { failureOf } from '../failure.js'
-import { percentageOf } from '../percentage.js'
-import { defineSection, present } from '../section.js'
+import { defineSection } from '../section.js'
 import type { RunFold } from './run.js'
 
 const MAX_STEPS = 500
@@ -199,7 +200,7 @@ export const steps = defineSection({
       if (event.subject.kind !== 'step') return
       const step = enter(state, event)
       const percentage = percentageOf(event.data)
-      if (percentage !== null) {
+      if (percentage !== undefined) {
         if (step.status === 'running') state.partial -= partOf(step)
         step.progress = percentage
         if (step.status === 'running') state.partial += partOf(step)
@@ -223,7 +224,7 @@ export const steps = defineSection({
       // Nobody told how it ended, and nobody will.
       const abandoned = step.status === 'running' && (over || step.attempt !== attempt)
       const said = state.notes.get(step.id)
-      return { ...present(step), ...(said && present(said)), status: abandoned ? ('abandoned' as const) : step.status }
+      return { ...withoutNull(step), ...(said && withoutNull(said)), status: abandoned ? ('abandoned' as const) : step.status }
     })
     return { steps: list, attempt, total, running: over ? 0 : running, completed, failed, skipped, outputs, dropped, truncated }
   },

@@ -1,7 +1,8 @@
 /** The most recent events in a line each, and how many there were of each type. */
 import type { CanonicalEvent } from '../../domain/canonical-event.js'
+import { withoutNull } from '../../domain/known.js'
 import { clip, field, idOf, MAX_LABEL_BYTES } from '../bounds.js'
-import { defineSection, present } from '../section.js'
+import { defineSection } from '../section.js'
 
 const MAX_RECENT = 50
 const MAX_TYPES = 100
@@ -72,7 +73,7 @@ export const timeline = defineSection({
     const { latestSeq, totalEvents, otherTypes, truncated } = state
     const oldest = totalEvents > MAX_RECENT ? totalEvents % MAX_RECENT : 0
     const recent = [...state.recent.slice(oldest), ...state.recent.slice(0, oldest)].map(({ kind, id, ...line }) => ({
-      ...present(line),
+      ...withoutNull(line),
       subject: { kind, id },
     }))
     const countsByType = [...state.byType].sort(([a], [b]) => (a < b ? -1 : 1)).map(([type, count]) => ({ type, count }))

@@ -1,8 +1,9 @@
 /** Calls of tools: the recent ones, and counts over all of them and by tool. */
 import type { EventOf } from '../../domain/canonical-event.js'
+import { withoutNull } from '../../domain/known.js'
 import { clip, clipped, idOf, keep, MAX_LINE_BYTES, MAX_NAME_BYTES, numberOf, payload } from '../bounds.js'
 import { failureOf } from '../failure.js'
-import { defineSection, present } from '../section.js'
+import { defineSection } from '../section.js'
 import { senderOf } from '../sender.js'
 
 const MAX_CALLS = 50
@@ -124,6 +125,6 @@ export const tools = defineSection({
   },
   view(state) {
     const byName = [...state.byName].map(([name, use]) => ({ name, ...use }))
-    return { ...state, calls: [...state.calls.values()].map(present), byName }
+    return { ...state, calls: [...state.calls.values()].map(withoutNull), byName }
   },
 })

@@ -1,6 +1,8 @@
 /** The trace that the run belongs to, and what is linked to it. A span that begins and ends counts once. */
+
+import { withoutNull } from '../../domain/known.js'
 import { idOf, keep } from '../bounds.js'
-import { defineSection, present } from '../section.js'
+import { defineSection } from '../section.js'
 
 /** Spans are told apart among this many recent ones: the start and the end of a longer one may count twice. */
 const MAX_SPANS = 100
@@ -38,6 +40,6 @@ export const trace = defineSection({
     },
   },
   view({ traceId, lastSpanId, spanCount, artifacts, linked, dropped }) {
-    return { ...present({ traceId, lastSpanId }), spanCount, linkedArtifacts: [...artifacts.keys()], linked, dropped }
+    return { ...withoutNull({ traceId, lastSpanId }), spanCount, linkedArtifacts: [...artifacts.keys()], linked, dropped }
   },
 })
