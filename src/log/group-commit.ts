@@ -55,7 +55,7 @@ export interface GroupCommitDeps {
 export interface GroupCommit {
   /** Durable when it resolves. Throws OVERLOADED when the queue is full. */
   append(request: AppendRequest): Promise<AppendOutcome>
-  /** The same for a slice of a long body: waits for its turn instead of being refused. The queue grows past its limit by one slice at the most. */
+  /** The same for a part of a long body: waits for its turn instead of being refused, and leaves half of the queue to others. */
   appendWhenRoom(request: AppendRequest): Promise<AppendOutcome>
   /** Events of the control plane alone: see AppendRequest. */
   decide(runKey: string, decide: Decide, known?: Pick<AppendRequest, 'source' | 'reserved'>): Promise<AppendOutcome>
@@ -181,7 +181,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         if (queues.get(runKey)?.length) ready.push(runKey)
         else queues.delete(runKey)
       }
-      while (hasRoomForSlices()) {
+      while (hasRoomForParts()) {
         const admit = roomWaiters.shift()
         if (!admit) break
         admit()
@@ -291,8 +291,8 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   }
 
   const hasRoom = () => queuedEvents < deps.maxQueuedEvents && queuedBytes < MAX_QUEUED_BYTES
-  /** Of many uploads at once the slices leave room for what cannot wait. */
-  const hasRoomForSlices = () => queuedEvents < deps.maxQueuedEvents / 2 && queuedBytes < MAX_QUEUED_BYTES / 2
+  /** Of many uploads at once the parts leave room for what cannot wait. */
+  const hasRoomForParts = () => queuedEvents < deps.maxQueuedEvents / 2 && queuedBytes < MAX_QUEUED_BYTES / 2
 
   function enqueue(request: AppendRequest): Promise<AppendOutcome> {
     if (closed)
@@ -329,7 +329,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     append,
     decide: (runKey, decide, known) => append({ runKey, receivedAt: new Date().toISOString(), items: [], decide, ...known }),
     appendWhenRoom(request) {
-      if (hasRoomForSlices() && roomWaiters.length === 0) return enqueue(request)
+      if (hasRoomForParts() && roomWaiters.length === 0) return enqueue(request)
       return new Promise((resolve) => roomWaiters.push(() => resolve(enqueue(request))))
     },
     get queuedEvents() {
