@@ -43,32 +43,78 @@ export interface Parts {
 
 export type ToItem = (raw: RawItem) => AppendItem
 
-/** @throws RunplaneError as splitJsonBody; looking at it throws PAYLOAD_TOO_LARGE where it becomes too many events */
+/** @throws RunplaneError as splitJsonBody; PAYLOAD_TOO_LARGE where it becomes too many events */
 export function jsonParts(body: Buffer, limits: ItemLimits, toItem: ToItem): Parts {
-  const items = splitJsonBody(body, limits)
-  return partsOf({ read: async () => (items.length > 0 ? items.splice(0) : 'end'), close: () => {} }, toItem, ({ derived }) => {
-    if (derived > MAX_DERIVED_EVENTS) throw tooManyDerived()
-    return false
-  })
+  const held = splitJsonBody(body, limits).map((raw) => partItem(raw, toItem))
+  let derived = 0
+  for (const { item } of held) derived += derivedOf(item)
+  if (derived > MAX_DERIVED_EVENTS) throw tooManyDerived()
+  return {
+    look: async (count = held.length) => ({ items: held.slice(0, count), end: count >= held.length }),
+    take: (count) => void held.splice(0, count),
+    close() {},
+  }
 }
+
+const partItem = (raw: RawItem, toItem: ToItem): PartItem => ({ item: toItem(raw), sent: raw.ok ? raw.text : raw.code })
+/** Canonical events; an item that cannot be one counts as well. */
+const derivedOf = ({ normalized }: AppendItem) => (normalized.ok ? normalized.events.length : 1)
 
 export function ndjsonParts(body: IncomingMessage, limits: ItemLimits, toItem: ToItem): Parts {
   const chunks = ndjsonItems(body, limits)
   let reading: Promise<IteratorResult<RawItem[]>> | undefined
-  const source: Source = {
-    async read(maxWaitMs) {
-      reading ??= chunks.next()
-      // It may fail while nobody waits for it.
-      reading.catch(() => {})
-      if (maxWaitMs !== undefined && !(await settlesWithin(reading, maxWaitMs))) return 'pause'
-      const { value, done } = await reading
-      reading = undefined
-      return done ? 'end' : value
+  const held: PartItem[] = []
+  let raws: RawItem[] = []
+  let at = 0
+  let ended = false
+
+  async function read(maxWaitMs: number | undefined): Promise<RawItem[] | 'pause' | 'end'> {
+    reading ??= chunks.next()
+    // It may fail while nobody waits for it.
+    reading.catch(() => {})
+    if (maxWaitMs !== undefined && !(await settlesWithin(reading, maxWaitMs))) return 'pause'
+    const { value, done } = await reading
+    reading = undefined
+    return done ? 'end' : value
+  }
+
+  const part = (count: number): Part => ({ items: held.slice(0, count), end: ended && at === raws.length && count === held.length })
+
+  return {
+    async look(count) {
+      let items = 0
+      /** Those that may be stored. */
+      let valid = 0
+      let derived = 0
+      let bytes = 0
+      for (;;) {
+        const isWhole = count === undefined ? valid >= limits.maxEvents || derived >= MAX_DERIVED_EVENTS || bytes >= PART_BYTES : items === count
+        if (isWhole) return part(items)
+        const raw = items === held.length ? raws[at] : undefined
+        if (raw) {
+          at++
+          held.push(partItem(raw, toItem))
+        }
+        const next = held[items]
+        if (next) {
+          items++
+          bytes += next.item.text.length
+          derived += derivedOf(next.item)
+          if (next.item.normalized.ok) valid++
+          continue
+        }
+        if (ended) return part(items)
+        const came = await read(count === undefined && valid > 0 ? PAUSE_MS : undefined)
+        if (came === 'pause') return part(items)
+        ended = came === 'end'
+        raws = came === 'end' ? [] : came
+        at = 0
+      }
     },
+    take: (count) => void held.splice(0, count),
     // Comes to its end when the chunk that it waits for is there.
     close: () => void chunks.return(undefined).catch(() => {}),
   }
-  return partsOf(source, toItem, ({ valid, derived, bytes }) => valid >= limits.maxEvents || derived >= MAX_DERIVED_EVENTS || bytes >= PART_BYTES)
 }
 
 /**
@@ -102,60 +148,6 @@ export function hashOf({ items }: Part): string {
   const hash = createHash('sha256')
   for (const { sent } of items) hash.update(sent).update('\n')
   return hash.digest('hex')
-}
-
-interface Source {
-  read(maxWaitMs?: number): Promise<RawItem[] | 'pause' | 'end'>
-  close(): void
-}
-
-interface Size {
-  items: number
-  /** Those that may be stored. */
-  valid: number
-  /** Canonical events; an item that cannot be one counts as well. */
-  derived: number
-  bytes: number
-}
-
-function partsOf(source: Source, toItem: ToItem, isFull: (size: Size) => boolean): Parts {
-  const held: PartItem[] = []
-  let raws: RawItem[] = []
-  let at = 0
-  let ended = false
-
-  const part = (count: number): Part => ({ items: held.slice(0, count), end: ended && at === raws.length && count === held.length })
-
-  return {
-    async look(count) {
-      const size: Size = { items: 0, valid: 0, derived: 0, bytes: 0 }
-      for (;;) {
-        if (count === undefined ? isFull(size) : size.items === count) return part(size.items)
-        const raw = size.items === held.length ? raws[at] : undefined
-        if (raw) {
-          at++
-          held.push({ item: toItem(raw), sent: raw.ok ? raw.text : raw.code })
-        }
-        const next = held[size.items]
-        if (next) {
-          size.items++
-          size.bytes += next.item.text.length
-          const { normalized } = next.item
-          if (normalized.ok) size.valid++
-          size.derived += normalized.ok ? normalized.events.length : 1
-          continue
-        }
-        if (ended) return part(size.items)
-        const read = await source.read(count === undefined && size.valid > 0 ? PAUSE_MS : undefined)
-        if (read === 'pause') return part(size.items)
-        ended = read === 'end'
-        raws = read === 'end' ? [] : read
-        at = 0
-      }
-    },
-    take: (count) => void held.splice(0, count),
-    close: () => source.close(),
-  }
 }
 
 async function settlesWithin(promise: Promise<unknown>, ms: number): Promise<boolean> {

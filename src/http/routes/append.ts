@@ -81,27 +81,30 @@ export const appendRoutes: FastifyPluginAsyncTypebox<AppendRoutesDeps> = async (
       const ifMatch = headers['if-match']
 
       /** @param offset how many items of the body come before the part */
+      const keyOf = (part: Part, offset: number): AppendRequest['requestKey'] =>
+        name === undefined
+          ? undefined
+          : {
+              key: `${name}:${offset}`,
+              also: also && `${also}:${offset}`,
+              hash: hashOf(part),
+              formerHash: Buffer.isBuffer(body) ? () => sha256(body) : undefined,
+              follows: offset > 0,
+              goesOn: !part.end,
+            }
+
       const requestOf = (part: Part, offset: number): AppendRequest => {
-        const request = { runKey: '', receivedAt: new Date().toISOString(), items: part.items.map(({ item }) => item), producer }
-        const requestKey =
-          name === undefined
-            ? undefined
-            : {
-                key: `${name}:${offset}`,
-                also: also && `${also}:${offset}`,
-                hash: hashOf(part),
-                formerHash: Buffer.isBuffer(body) ? () => sha256(body) : undefined,
-                follows: offset > 0,
-                goesOn: !part.end,
-              }
         // What only says that the body has ended stores no event, and needs neither the head nor the lease.
-        if (part.items.length === 0) return { ...request, requestKey }
+        const hasItems = part.items.length > 0
         return {
-          ...request,
-          requestKey,
+          runKey: '',
+          receivedAt: new Date().toISOString(),
+          items: part.items.map(({ item }) => item),
           // Of the parts after the first: nobody came between.
-          ifMatch: ifMatch === undefined ? undefined : Math.max(Number(ifMatch.slice(1, -1)), tally.totals().lastSeq ?? 0),
-          workerId: headers['x-worker-id'],
+          ifMatch: hasItems && ifMatch !== undefined ? Math.max(Number(ifMatch.slice(1, -1)), tally.totals().lastSeq ?? 0) : undefined,
+          producer,
+          workerId: hasItems ? headers['x-worker-id'] : undefined,
+          requestKey: keyOf(part, offset),
         }
       }
 
