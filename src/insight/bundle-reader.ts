@@ -250,6 +250,19 @@ async function* scanEntries(path: string, zip: ZipFile, entries: Map<string, Ent
   /** Of a file that ends too early: in one of events, the first event that is not there. */
   const place = (file: string): Place => ({ file, seq: check.place(file).seq ?? firstSeqs.get(file) })
 
+  /** What there is of a damaged file, after the bytes that have been given; nothing where it cannot even be begun. */
+  async function* untilFault(entry: Entry, given: number): AsyncGenerator<Buffer> {
+    try {
+      for await (const piece of unpackedToFault(() => zip.openReadStreamPromise(entry, { decodeFileData: false }), createInflateRaw, given)) {
+        yield piece.subarray(0, entry.uncompressedSize - given)
+        given += piece.length
+        if (given >= entry.uncompressedSize) break
+      }
+    } catch {
+      // What is wrong with it is known.
+    }
+  }
+
   async function* unpacked(file: string): AsyncGenerator<Buffer> {
     const entry = entries.get(file)
     if (!entry) throw new BundleError(file, 'it is missing')
@@ -260,13 +273,7 @@ async function* scanEntries(path: string, zip: ZipFile, entries: Map<string, Ent
         yield piece
       }
     } catch (error) {
-      if (entry.compressionMethod === DEFLATED) {
-        for await (const piece of unpackedToFault(() => zip.openReadStreamPromise(entry, { decodeFileData: false }), createInflateRaw, given)) {
-          yield piece.subarray(0, entry.uncompressedSize - given)
-          given += piece.length
-          if (given >= entry.uncompressedSize) break
-        }
-      }
+      if (entry.compressionMethod === DEFLATED) yield* untilFault(entry, given)
       throw new BundleError(file, `it is cut or damaged here: ${error instanceof Error ? error.message : ''}`, place(file).seq)
     }
   }
