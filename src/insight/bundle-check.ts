@@ -72,6 +72,7 @@ export type BundleCheck = ReturnType<typeof createBundleCheck>
 
 export function createBundleCheck() {
   let header: BundleHeader | undefined
+  let begins: Manifest['ranges'] | undefined
   let at = -1
   let canonical: EventTally | undefined
   let raw: EventTally | undefined
@@ -126,9 +127,11 @@ export function createBundleCheck() {
       return { file, seq: file === RAW_FILE ? raw && nextRawSeq : canonical && nextSeq }
     },
 
-    begin(told: BundleHeader) {
+    /** @param ranges where the manifest comes first; else each file begins with what its first line says, until the manifest tells. */
+    begin(told: BundleHeader, ranges?: Manifest['ranges']) {
       if (header) throw new BundleError(HEADER_PLACE, 'it is there twice')
       header = told
+      begins = ranges
     },
 
     /** Sections come in their order. */
@@ -161,7 +164,7 @@ export function createBundleCheck() {
     canonical(line: Buffer): CheckedEvent {
       const { runId, headSeq } = known()
       if (!canonical) {
-        firstSeq = seqOfLine(line) ?? 1
+        firstSeq = begins?.canonical?.fromSeq ?? seqOfLine(line) ?? 1
         nextSeq = firstSeq
         canonical = createEventTally(firstSeq, checkSpacing(headSeq))
       }
@@ -178,7 +181,7 @@ export function createBundleCheck() {
     raw(line: Buffer): ImportedRaw {
       const { headSeq, headRawSeq } = known()
       if (!raw) {
-        firstRawSeq = seqOfLine(line) ?? 1
+        firstRawSeq = begins?.raw?.fromSeq ?? seqOfLine(line) ?? 1
         nextRawSeq = firstRawSeq
         raw = createEventTally(firstRawSeq, checkSpacing(headRawSeq))
       }

@@ -307,7 +307,7 @@ async function* scanEntries(path: string, zip: ZipFile, entries: Map<string, Ent
 
   const manifest = readManifest((await wholeLine(MANIFEST_FILE)).toString('utf8'))
   firstSeqs.set(CANONICAL_FILE, manifest.ranges.canonical?.fromSeq).set(RAW_FILE, manifest.ranges.raw?.fromSeq)
-  check.begin(manifest)
+  check.begin(manifest, manifest.ranges)
   yield { kind: 'header', header: check.header }
   for (const section of SECTIONS) {
     const { file } = section

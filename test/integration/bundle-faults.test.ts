@@ -177,19 +177,40 @@ t.test('a byte that is changed in a packed file names it, and the first event th
     if (seq !== undefined) inEvents++
   }
   for (const { start, end } of layout) for (const at of [start, start + 1, (start + end) >> 1, end - 1]) await told(at, 1)
+  // The number of the first event, which says where the file begins.
+  let inNumbers = 0
+  for (const { start } of layout.slice(3, 5)) {
+    const beginOf = (bytes: Buffer) => inflateRawSync(bytes.subarray(start, start + 400), CUT).toString('latin1')
+    const begin = beginOf(zip)
+    const number = begin.search(/(?<="(seq|rawSeq)":)1/)
+    for (let at = start; at < start + 300; at++) {
+      for (let bit = 1; bit < 256; bit <<= 1) {
+        const damaged = Buffer.from(zip)
+        damaged.writeUInt8(damaged.readUInt8(at) ^ bit, at)
+        const text = isWhole(damaged.subarray(start, start + 400), true, CUT) ? beginOf(damaged) : ''
+        if (text.slice(0, number) !== begin.slice(0, number) || !/^[02-9]/.test(text.slice(number))) continue
+        await told(at, bit)
+        inNumbers++
+      }
+    }
+  }
+  t.ok(inNumbers > 0, `${inNumbers} of numbers`)
   const events = fc.integer({ min: layout[3]?.start ?? 0, max: (layout[4]?.end ?? 1) - 1 })
   await fc.assert(fc.asyncProperty(events, fc.integer({ min: 1, max: 255 }), told), { numRuns: 100 })
   await fc.assert(fc.asyncProperty(fc.nat(zip.length - 1), fc.integer({ min: 1, max: 255 }), told), { numRuns: 100 })
   t.ok(inEvents > 100, `${inEvents} of events`)
+  const inHeader = Buffer.from(zip)
+  inHeader.writeUInt8(0, layout[3] ? layout[3].start - 30 - CANONICAL.length : 0)
+  t.match(await faultOf(inHeader), { file: CANONICAL, message: /invalid local file header/ })
   const directory = zip.indexOf('PK\u0001\u0002')
   const damaged = Buffer.from(zip)
   damaged.writeUInt32LE(2 ** 31, directory + 24)
   t.match(await faultOf(damaged), { file: undefined, message: /would be 2147483648/ }, 'nor is it unpacked where the directory tells a size that cannot be')
 })
 
-function isWhole(packed: Buffer, isPacked: boolean): boolean {
+function isWhole(packed: Buffer, isPacked: boolean, options = {}): boolean {
   try {
-    if (isPacked) inflateRawSync(packed)
+    if (isPacked) inflateRawSync(packed, options)
     return true
   } catch {
     return false
