@@ -124,7 +124,9 @@ export function createBundleCheck() {
     },
     /** Where the reading is, for what is said of a cut: the first event that is not there, also behind the events. */
     place(file = SECTIONS[Math.max(at, 0)]?.file ?? HEADER_PLACE): Place {
-      return { file, seq: file === RAW_FILE ? raw && nextRawSeq : canonical && nextSeq }
+      if (file === RAW_FILE) return { file, seq: raw ? nextRawSeq : begins?.raw?.fromSeq }
+      if (canonical) return { file, seq: nextSeq }
+      return { file, seq: file === CANONICAL_FILE ? begins?.canonical?.fromSeq : undefined }
     },
 
     /** @param ranges where the manifest comes first; else each file begins with what its first line says, until the manifest tells. */

@@ -246,10 +246,6 @@ async function* scanEntries(path: string, zip: ZipFile, entries: Map<string, Ent
   const check = createBundleCheck()
   const budget = { bytes: limits.maxBytes }
 
-  const firstSeqs = new Map<string, number | undefined>()
-  /** Of a file that ends too early: in one of events, the first event that is not there. */
-  const place = (file: string): Place => ({ file, seq: check.place(file).seq ?? firstSeqs.get(file) })
-
   /** What there is of a damaged file, after the bytes that have been given; nothing where it cannot even be begun. */
   async function* untilFault(entry: Entry, given: number): AsyncGenerator<Buffer> {
     try {
@@ -274,7 +270,7 @@ async function* scanEntries(path: string, zip: ZipFile, entries: Map<string, Ent
       }
     } catch (error) {
       if (entry.compressionMethod === DEFLATED) yield* untilFault(entry, given)
-      throw new BundleError(file, `it is cut or damaged here: ${error instanceof Error ? error.message : ''}`, place(file).seq)
+      throw new BundleError(file, `it is cut or damaged here: ${error instanceof Error ? error.message : ''}`, check.place(file).seq)
     }
   }
 
@@ -296,7 +292,7 @@ async function* scanEntries(path: string, zip: ZipFile, entries: Map<string, Ent
   /** Damage to what is packed may change some lines before the first that cannot be one: the checks tell, out of their turn. */
   async function firstFault(error: BundleError): Promise<BundleError> {
     try {
-      for await (const lines of readLines(contentOf(CHECKS_FILE), () => place(CHECKS_FILE))) for (const line of lines) check.checks(line)
+      for await (const lines of readLines(contentOf(CHECKS_FILE), () => check.place(CHECKS_FILE))) for (const line of lines) check.checks(line)
     } catch {
       return error
     }
@@ -306,7 +302,6 @@ async function* scanEntries(path: string, zip: ZipFile, entries: Map<string, Ent
   }
 
   const manifest = readManifest((await wholeLine(MANIFEST_FILE)).toString('utf8'))
-  firstSeqs.set(CANONICAL_FILE, manifest.ranges.canonical?.fromSeq).set(RAW_FILE, manifest.ranges.raw?.fromSeq)
   check.begin(manifest, manifest.ranges)
   yield { kind: 'header', header: check.header }
   for (const section of SECTIONS) {
@@ -331,7 +326,7 @@ async function* scanEntries(path: string, zip: ZipFile, entries: Map<string, Ent
         continue
       }
       try {
-        for await (const lines of readLines(contentOf(file), () => place(file))) {
+        for await (const lines of readLines(contentOf(file), () => check.place(file))) {
           const batch = createBatch()
           for (const line of lines) takeItem(check, section, line, batch)
           yield* batch.parts
