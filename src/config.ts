@@ -153,8 +153,12 @@ export function corsOrigins(config: Pick<Config, 'CORS_ORIGINS'>): string[] {
 
 /** Where a client on this machine finds the service. */
 export function localUrl({ HOST, PORT }: Pick<Config, 'HOST' | 'PORT'>): string {
-  const host = HOST === '0.0.0.0' ? '127.0.0.1' : HOST === '::' ? '::1' : HOST
-  return `http://${host.includes(':') ? `[${host}]` : host}:${PORT}`
+  return httpUrl(HOST === '0.0.0.0' ? '127.0.0.1' : HOST === '::' ? '::1' : HOST, PORT)
+}
+
+/** An address of IPv6 is in brackets (RFC 3986, section 3.2.2). */
+export function httpUrl(host: string, port: number): string {
+  return `http://${host.includes(':') ? `[${host}]` : host}:${port}`
 }
 
 /** The expressions of MASK_PATTERNS. */

@@ -5,7 +5,7 @@ import type { FastifyInstance } from 'fastify'
 import { createKeys } from './access/keys.js'
 import { assertExposable } from './access/loopback.js'
 import { buildApp } from './app.js'
-import { type Config, ConfigError, loadConfig } from './config.js'
+import { type Config, ConfigError, httpUrl, loadConfig } from './config.js'
 import { DatabaseUnavailableError, openDatabase } from './db/client.js'
 import { EmbeddedDatabaseError } from './db/embedded.js'
 import { DatabaseNewerError, migrate } from './db/migrate.js'
@@ -59,7 +59,7 @@ async function listen(app: FastifyInstance, { PORT, HOST }: Config): Promise<voi
 function urlOf({ server }: FastifyInstance): string {
   const bound = server.address()
   if (bound === null || typeof bound === 'string') throw new Error('the service listens on a port')
-  return `http://${bound.family === 'IPv6' ? `[${bound.address}]` : bound.address}:${bound.port}`
+  return httpUrl(bound.address, bound.port)
 }
 
 /** What an operator can mend; anything else is as it was. */
