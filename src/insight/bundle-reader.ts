@@ -121,7 +121,7 @@ async function firstBytes(path: string): Promise<Buffer> {
 async function* limited(pieces: AsyncIterable<Buffer>, budget: { bytes: number }): AsyncGenerator<Buffer> {
   for await (const piece of pieces) {
     budget.bytes -= piece.length
-    if (budget.bytes < 0) throw new BundleTooLargeError('The bundle is larger than it may be (MAX_BUNDLE_BYTES)')
+    if (budget.bytes < 0) throw new BundleTooLargeError()
     yield piece
   }
 }
@@ -238,7 +238,7 @@ async function entriesOf(zip: ZipFile, limits: ReadLimits): Promise<Map<string, 
     if (error instanceof BundleError || error instanceof BundleTooLargeError) throw error
     throw new BundleError(ZIP, `its directory is damaged: ${error instanceof Error ? error.message : ''}`)
   }
-  if (bytes > limits.maxBytes) throw new BundleTooLargeError('The bundle is larger than it may be (MAX_BUNDLE_BYTES)')
+  if (bytes > limits.maxBytes) throw new BundleTooLargeError()
   return entries
 }
 

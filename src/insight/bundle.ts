@@ -27,6 +27,10 @@ export class BundleError extends Error {
 /** It is more than whoever reads it is ready to unpack. */
 export class BundleTooLargeError extends Error {
   override readonly name = 'BundleTooLargeError'
+
+  constructor(message = 'The bundle is larger than it may be (MAX_BUNDLE_BYTES)') {
+    super(message)
+  }
 }
 
 export const CANONICAL_FILE = 'events/canonical.ndjson'

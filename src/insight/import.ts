@@ -147,7 +147,7 @@ async function spool(body: Readable, path: string, maxBytes: number, pauseMs: nu
       else if (bytes > maxBytes + MAX_DROPPED_BYTES) break
     }
   }, createWriteStream(path))
-  if (bytes > maxBytes) throw new BundleTooLargeError('The bundle is larger than it may be (MAX_BUNDLE_BYTES)')
+  if (bytes > maxBytes) throw new BundleTooLargeError()
   if (bytes === 0) throw new RunplaneError('VALIDATION_ERROR', 'The body is empty. Send a bundle: what GET /runs/:id/export answered.')
 }
 

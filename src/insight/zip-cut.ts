@@ -52,7 +52,7 @@ async function findCut(file: FileHandle, why: string, maxBytes: number): Promise
     const take = (piece: Buffer) => {
       reader?.add(piece)
       budget -= piece.length
-      if (budget < 0) throw new BundleTooLargeError('The bundle is larger than it may be (MAX_BUNDLE_BYTES)')
+      if (budget < 0) throw new BundleTooLargeError()
     }
     const content = header.readUInt16LE(8) === DEFLATED ? await inflated(file, start, name, take) : await stored(file, start, header, size, take)
     if ('fault' in content) return fault(name, `the zip is ${content.fault} here, and its end is missing`)
