@@ -10,7 +10,7 @@ import type { IncomingMessage } from 'node:http'
 import { RunplaneError } from '../errors.js'
 import { createNdjsonSplitter, type ItemLimits, type RawItem, splitJsonBody } from '../ingest/json-items.js'
 import { MAX_DERIVED_EVENTS, tooManyDerived } from '../ingest/normalize.js'
-import type { AppendItem } from '../log/append-request.js'
+import { type AppendItem, eventsOf } from '../log/append-request.js'
 
 /** Bytes of one part of an NDJSON body. */
 const PART_BYTES = 1024 * 1024
@@ -47,7 +47,7 @@ export type ToItem = (raw: RawItem) => AppendItem
 export function jsonParts(body: Buffer, limits: ItemLimits, toItem: ToItem): Parts {
   const held = splitJsonBody(body, limits).map((raw) => partItem(raw, toItem))
   let derived = 0
-  for (const { item } of held) derived += derivedOf(item)
+  for (const { item } of held) derived += eventsOf(item)
   if (derived > MAX_DERIVED_EVENTS) throw tooManyDerived()
   return {
     look: async (count = held.length) => ({ items: held.slice(0, count), end: count >= held.length }),
@@ -57,8 +57,6 @@ export function jsonParts(body: Buffer, limits: ItemLimits, toItem: ToItem): Par
 }
 
 const partItem = (raw: RawItem, toItem: ToItem): PartItem => ({ item: toItem(raw), sent: raw.ok ? raw.text : raw.code })
-/** Canonical events; an item that cannot be one counts as well. */
-const derivedOf = ({ normalized }: AppendItem) => (normalized.ok ? normalized.events.length : 1)
 
 export function ndjsonParts(body: IncomingMessage, limits: ItemLimits, toItem: ToItem): Parts {
   const chunks = ndjsonItems(body, limits)
@@ -99,7 +97,7 @@ export function ndjsonParts(body: IncomingMessage, limits: ItemLimits, toItem: T
         if (next) {
           items++
           bytes += next.item.text.length
-          derived += derivedOf(next.item)
+          derived += eventsOf(next.item)
           if (next.item.normalized.ok) valid++
           continue
         }

@@ -14,6 +14,9 @@ export interface AppendItem {
   normalized: Normalized | Rejected
 }
 
+/** How many canonical events an item becomes; one that is rejected counts as one, for it is carried along all the same. */
+export const eventsOf = ({ normalized }: AppendItem): number => (normalized.ok ? normalized.events.length : 1)
+
 /** A run's placement as its row has it, under its lock. */
 export interface PlacedRun extends Placement {
   /** A claim is under way, which names this time; it takes a place of the queue until it is done or undone. */

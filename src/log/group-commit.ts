@@ -15,7 +15,7 @@ import { type Dedicated, dedicate } from '../db/dedicated.js'
 import { isDamage, isDataError, retryDelayMs } from '../db/retry.js'
 import { RunplaneError } from '../errors.js'
 import { type Attempts, appendGroup, type GroupResult } from './append.js'
-import type { AppendOutcome, AppendRequest } from './append-request.js'
+import { type AppendOutcome, type AppendRequest, eventsOf } from './append-request.js'
 import type { CommittedBatch } from './committed.js'
 import type { HotState, States } from './states.js'
 
@@ -347,8 +347,8 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
 /** The events that a request becomes: an item of some formats is many. */
 function weightOf({ items }: AppendRequest): number {
   let events = 0
-  for (const { normalized } of items) if (normalized.ok) events += normalized.events.length
-  return Math.max(1, items.length, events)
+  for (const item of items) events += eventsOf(item)
+  return Math.max(1, events)
 }
 
 function onlyOf(hot: Map<string, HotState>, group: Waiting[]): Map<string, HotState> {
