@@ -41,7 +41,7 @@ export const ConfigSchema = Type.Object({
     { default: 'info', description: 'the least level that is logged' },
   ),
   TRUST_PROXY: Type.Boolean({ default: false, description: 'true behind a reverse proxy: the client address in the log is taken from X-Forwarded-For' }),
-  DB_POOL_MAX: integer(2, 500, 10, 'database connections for reading; COMMITTERS and 6 more come on top'),
+  DB_POOL_MAX: integer(2, 500, 10, 'database connections for reading; COMMITTERS and 7 more come on top'),
   COMMITTERS: integer(1, 32, 4, 'append transactions at once, each on a connection of its own'),
   STREAM_HEARTBEAT_MS: integer(1000, 3_600_000, 15_000, 'milliseconds between heartbeats of a stream'),
   STREAM_STALL_MS: integer(100, 3_600_000, 30_000, 'milliseconds without progress after which a reader is disconnected'),

@@ -47,6 +47,11 @@ export function isDamage(error: unknown): boolean {
   return /^XX00[12]$/.test(codeOf(error) ?? '')
 }
 
+/** Somebody has had the lock of a row for longer than `lock_timeout`. */
+export function isLockTimeout(error: unknown): boolean {
+  return codeOf(error) === '55P03'
+}
+
 /** The database is not there, as against: it refused. */
 export function isConnectionError(error: unknown): boolean {
   const code = codeOf(error) ?? ''

@@ -12,12 +12,7 @@ import type { Duplex } from 'node:stream'
 import { createMessageReads } from './message-reads.js'
 import { SecuredSocket, type TlsMode } from './secured-socket.js'
 
-/** The statement of some events. */
-const LARGE_BYTES = 4096
-
 class SteadySocket extends Socket {
-  #gathering = false
-
   /** `data` comes as whole messages, in memory that is used again: see message-reads.ts. */
   constructor() {
     const reads = createMessageReads((bytes) => this.emit('data', bytes))
@@ -27,27 +22,6 @@ class SteadySocket extends Socket {
     }
     const options: SocketConstructorOpts & { onread: OnReadOpts } = { onread: { buffer: reads.room, callback } }
     super(options)
-  }
-
-  /**
-   * What is written within one turn goes out as one: each system call, and the backend that it wakes, costs some 100 µs on a small machine.
-   * But what a backend has to work on for a while goes at once, so that it need not wait for all else that this turn does.
-   */
-  override write(chunk: Uint8Array | string, ...rest: unknown[]): boolean {
-    if (!this.#gathering) {
-      this.#gathering = true
-      this.cork()
-      process.nextTick(() => this.#send())
-    }
-    const goesOn: boolean = Reflect.apply(super.write, this, [chunk, ...rest])
-    if (chunk.length >= LARGE_BYTES) this.#send()
-    return goesOn
-  }
-
-  #send(): void {
-    if (!this.#gathering) return
-    this.#gathering = false
-    this.uncork()
   }
 }
 

@@ -5,9 +5,9 @@
  * Numbers come from inside the transaction, so commit order is seq order and a reader of `after seq` never skips.
  * What a connection lost at its commit did is asked of Postgres (`pg_xact_status`), never guessed.
  */
-import type { Sql } from '../db/client.js'
+import type { Queries, Sql } from '../db/client.js'
 import type { Dedicated } from '../db/dedicated.js'
-import { isConnectionError } from '../db/retry.js'
+import { isConnectionError, isLockTimeout } from '../db/retry.js'
 import { isTerminal } from '../domain/run.js'
 import { RunplaneError } from '../errors.js'
 import { createState } from '../projections/fold.js'
@@ -58,6 +58,7 @@ const CONTENDED_MS = 10_000
  * @param connection for the transaction; `sql`, the pool, for what is asked outside of it
  * @param attempts the same object for each attempt at this group
  * @param options.probe does everything but the commit
+ * @param options.atOnce where to send what is one statement; others may have sent theirs there before. By default the connection itself.
  */
 export async function appendGroup(
   connection: Dedicated,
@@ -65,10 +66,10 @@ export async function appendGroup(
   requests: readonly AppendRequest[],
   hot: Map<string, HotState>,
   attempts: Attempts = {},
-  options: { probe?: boolean } = {},
+  options: { probe?: boolean; atOnce?: Queries } = {},
 ): Promise<GroupResult> {
   if (!options.probe && !attempts.uncertain && isKnown(requests, hot)) {
-    const result = await storeAtOnce(connection, requests, hot, attempts)
+    const result = await storeAtOnce(options.atOnce ?? connection.sql, requests, hot, attempts)
     if (result) return result
   }
   const tx = connection.sql
@@ -124,12 +125,7 @@ function isKnown(requests: readonly AppendRequest[], hot: Map<string, HotState>)
  * One statement, one round trip. Where it fails, for a writer elsewhere, a repeated event id or anything else, nothing is stored, the
  * states are dropped, and the caller goes the long way; a connection that is lost leaves that to be found out under the rows' locks.
  */
-async function storeAtOnce(
-  connection: Dedicated,
-  requests: readonly AppendRequest[],
-  hot: Map<string, HotState>,
-  attempts: Attempts,
-): Promise<GroupResult | undefined> {
+async function storeAtOnce(sql: Queries, requests: readonly AppendRequest[], hot: Map<string, HotState>, attempts: Attempts): Promise<GroupResult | undefined> {
   const works = new Map<string, RunWork>()
   for (const { runKey, row, state } of hot.values()) {
     if (!row || !state) return undefined
@@ -158,15 +154,20 @@ async function storeAtOnce(
   const [event] = first?.events ?? []
   if (!first || !event) return undefined
   try {
-    if (await insertEvents(connection.sql, works, rows, true)) {
+    if (await insertEvents(sql, works, rows, true)) {
       remember(works, hot)
       return result
     }
   } catch (error) {
-    if (isConnectionError(error)) attempts.uncertain = { result, runKey: first.runKey, seq: event.seq, json: event.json }
+    dropStates(hot)
+    if (isLockTimeout(error)) return undefined
+    if (isConnectionError(error)) {
+      attempts.uncertain = { result, runKey: first.runKey, seq: event.seq, json: event.json }
+      return undefined
+    }
   }
   dropStates(hot)
-  if (!attempts.uncertain) for (const one of hot.values()) one.contendedUntilMs = performance.now() + CONTENDED_MS
+  for (const one of hot.values()) one.contendedUntilMs = performance.now() + CONTENDED_MS
   return undefined
 }
 

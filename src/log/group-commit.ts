@@ -5,6 +5,8 @@
  *   waiting  requests in the run's queue; the run is in `ready`, unless it is working or held
  *   working  a committer has the run; what arrives meanwhile waits for the next turn
  *   held     somebody else has the run's state, to fold a long log or to save it; the run is ready again afterwards, and no other waits with it
+ * A group that can be stored by one statement goes to a connection that all committers share, behind the one before it: Postgres begins with it when that one is
+ * committed, while this process answers that one. What takes longer than PATIENCE_MS there, or needs a transaction, has its committer's own connection.
  * The queue is bounded: a full one refuses with OVERLOADED, or lets the caller wait (`whenRoom`).
  * A group that fails for its data is taken apart, request by request and then item by item, so that a fault stays where it is; one that fails for
  * what is damaged in the database, request by request.
@@ -23,8 +25,7 @@ import type { HotState, States } from './states.js'
 const MAX_GROUP_EVENTS = 2000
 const MAX_GROUP_BYTES = 4 * 1024 * 1024
 const MAX_QUEUED_BYTES = 64 * 1024 * 1024
-/** One committer makes the largest groups, and those cost the least; another one joins when this much waits, or while a group takes long. */
-const ANOTHER_COMMITTER_EVENTS = 64
+/** A group that takes longer holds up nobody: the next one does not wait behind it, and a statement that waits so long for a row's lock lets the next one pass. */
 const PATIENCE_MS = 25
 /** Attempts at a group that the database could not take for a passing reason. */
 const MAX_ATTEMPTS = 8
@@ -68,6 +69,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   const { sql, states, log } = deps
   const connections = Array.from({ length: deps.committers }, () => dedicate(deps.connect))
   const idle = [...connections]
+  const shared = dedicate(deps.connect, { connection: { lock_timeout: PATIENCE_MS } })
   const queues = new Map<string, Waiting[]>()
   const ready: string[] = []
   const working = new Set<string>()
@@ -81,11 +83,16 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
   let slow = 0
   let closed = false
   let waitingEvents = 0
+  /** In the groups that are under way and not slow. */
+  let workingEvents = 0
   let scheduled = false
 
-  /** Requests that arrive in one turn of the event loop share a group: a committer starts after the turn. */
+  /**
+   * Requests that arrive in one turn of the event loop share a group: a committer starts after the turn. While groups are under way another one begins when as
+   * much waits as they have: large groups cost the least, and two of them keep both Postgres and this process busy.
+   */
   function schedule(): void {
-    if (scheduled || ready.length === 0 || (running > slow && waitingEvents < ANOTHER_COMMITTER_EVENTS)) return
+    if (scheduled || ready.length === 0 || (running > slow && waitingEvents < workingEvents)) return
     scheduled = true
     setImmediate(() => {
       scheduled = false
@@ -158,10 +165,13 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       const group = takeGroup()
       if (group.length === 0) return
       const runKeys = [...new Set(group.map((one) => one.request.runKey))]
+      const events = group.reduce((sum, one) => sum + one.weight, 0)
+      workingEvents += events
       let isSlow = false
       const patience = setTimeout(() => {
         isSlow = true
         slow++
+        workingEvents -= events
         schedule()
       }, PATIENCE_MS)
       try {
@@ -171,11 +181,10 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       } finally {
         clearTimeout(patience)
         if (isSlow) slow--
+        else workingEvents -= events
       }
-      for (const one of group) {
-        queuedEvents -= one.weight
-        queuedBytes -= one.bytes
-      }
+      queuedEvents -= events
+      for (const one of group) queuedBytes -= one.bytes
       for (const runKey of runKeys) {
         working.delete(runKey)
         if (queues.get(runKey)?.length) ready.push(runKey)
@@ -193,6 +202,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
     const startedMs = performance.now()
     let result: GroupResult
     const attempts: Attempts = {}
+    const atOnce = slow > 0 ? connection.sql : shared.sql
     try {
       result = await withRetries(() =>
         appendGroup(
@@ -201,6 +211,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
           group.map((one) => one.request),
           hot,
           attempts,
+          { atOnce },
         ),
       )
     } catch (error) {
@@ -339,7 +350,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       closed = true
       for (const admit of roomWaiters.splice(0)) admit()
       if (!isIdle()) await new Promise<void>((resolve) => idleWaiters.push(resolve))
-      await Promise.all(connections.map((connection) => connection.end()))
+      await Promise.all([shared, ...connections].map((connection) => connection.end()))
     },
   }
 }
