@@ -15,6 +15,9 @@ export interface RowTemplate {
   ts: string
   type: string
   subject: string
+  /** int8 as text, as it is passed again. */
+  shape: string
+  content: string
   event: string
 }
 
@@ -22,7 +25,7 @@ export interface RowTemplate {
 export async function templates(sql: Sql, runId: string, count: number): Promise<RowTemplate[]> {
   return await sql<RowTemplate[]>`
     select raw.received_at::text as "receivedAt", raw.format, raw.raw_type as "rawType", raw.source, raw.body,
-      canonical.ts::text, canonical.type, canonical.subject, canonical.event::text
+      canonical.ts::text, canonical.type, canonical.subject, canonical.shape::text, canonical.content::text, canonical.event::text
     from runs join run_events_raw raw on raw.run_key = runs.key
       join run_events_canonical canonical on canonical.run_key = runs.key and canonical.seq = raw.first_seq
     where runs.id = ${runId} and raw.seq_count = 1 order by raw.raw_seq limit ${count}`
@@ -42,8 +45,8 @@ export async function insertOne(sql: Sql, run: CopiedRun, row: RowTemplate): Pro
       insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, body)
       values (${run.key}, ${seq}, ${row.receivedAt}, ${seq}, 1, ${row.format}, ${row.rawType}, ${row.source}, ${row.body})
     )
-    insert into run_events_canonical (run_key, seq, ts, type, subject, event)
-    values (${run.key}, ${seq}, ${row.ts}, ${row.type}, ${row.subject}, ${row.event})`
+    insert into run_events_canonical (run_key, seq, ts, type, subject, shape, content, event)
+    values (${run.key}, ${seq}, ${row.ts}, ${row.type}, ${row.subject}, ${row.shape}, ${row.content}, ${row.event})`
 }
 
 /** All rows in one statement. Arrays through `unnest` are as fast as COPY (design, section 3). */
@@ -53,14 +56,15 @@ export async function insertMany(sql: Sql, run: CopiedRun, rows: readonly RowTem
   run.lastSeq += rows.length
   await sql`
     with rows as (
-      select ${first}::bigint + ordinality - 1 as seq, received_at, format, raw_type, source, body, ts, type, subject, event
+      select ${first}::bigint + ordinality - 1 as seq, received_at, format, raw_type, source, body, ts, type, subject, shape, content, event
       from unnest(${column('receivedAt')}::timestamptz[], ${column('format')}::text[], ${column('rawType')}::text[], ${column('source')}::text[],
-        ${column('body')}::text[], ${column('ts')}::timestamptz[], ${column('type')}::text[], ${column('subject')}::text[], ${column('event')}::text[])
-        with ordinality as row (received_at, format, raw_type, source, body, ts, type, subject, event, ordinality)
+        ${column('body')}::text[], ${column('ts')}::timestamptz[], ${column('type')}::text[], ${column('subject')}::text[], ${column('shape')}::int8[],
+        ${column('content')}::int8[], ${column('event')}::text[])
+        with ordinality as row (received_at, format, raw_type, source, body, ts, type, subject, shape, content, event, ordinality)
     ), raw as (
       insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, body)
       select ${run.key}::uuid, seq, received_at, seq, 1, format, raw_type, source, body from rows
     )
-    insert into run_events_canonical (run_key, seq, ts, type, subject, event)
-    select ${run.key}::uuid, seq, ts, type, subject, event::json from rows`
+    insert into run_events_canonical (run_key, seq, ts, type, subject, shape, content, event)
+    select ${run.key}::uuid, seq, ts, type, subject, shape, content, event::json from rows`
 }

@@ -1,5 +1,5 @@
 /** Requests share transactions, but not their troubles: what one run waits for, no other does. */
-import { setTimeout as delay } from 'node:timers/promises'
+import { setTimeout as delay, setImmediate as nextTurn } from 'node:timers/promises'
 import { test } from 'tap'
 import { FORMATS, normalizeItem } from '../../src/ingest/normalize.js'
 import { saveSnapshot } from '../../src/runs/snapshots.js'
@@ -56,6 +56,52 @@ test('group commit', { timeout: 60_000 }, async (t) => {
     await appended
     t.same((await storedLog(sql, locked.key)).eventIds, ['1'])
     await log.close()
+  })
+
+  await t.test('what was sent behind a group that waits for a lock is stored before that', async (t) => {
+    const { log, createRun } = logInstance(database, { committers: 2 })
+    const [locked, other] = [await createRun(), await createRun()]
+    const answered: string[] = []
+    let appended: Promise<unknown> | undefined
+    await sql.begin(async (tx) => {
+      await tx`select from runs where key = ${locked.key} for update`
+      appended = log.append(request(locked.key, [output('1')])).then(receiptOf)
+      appended.then(() => answered.push('locked')).catch(t.threw)
+      await nextTurn()
+      receiptOf(await log.append(request(other.key, [output('1')])))
+      answered.push('other')
+    })
+    await appended
+    t.same(answered, ['other', 'locked'])
+    for (const { key } of [locked, other]) t.same((await storedLog(sql, key)).eventIds, ['1'])
+    await log.close()
+  })
+
+  await t.test('groups that are lost together with their connection are stored once', async (t) => {
+    for (const _ of upTo(5)) {
+      const { log, createRun } = logInstance(database, { committers: 2 })
+      const [locked, other] = [await createRun(), await createRun()]
+      const appended: Promise<unknown>[] = []
+      await sql.begin(async (tx) => {
+        await tx`select from runs where key = ${locked.key} for update`
+        appended.push(log.append(request(locked.key, [output('1')])).then(receiptOf))
+        await nextTurn()
+        appended.push(log.append(request(other.key, [output('1')])).then(receiptOf))
+        let ended = 0
+        while (ended === 0) {
+          const { count } = await sql`select pg_terminate_backend(pid) from pg_stat_activity
+            where datname = current_database() and wait_event_type = 'Lock' and query like '%for update%'`
+          ended = count
+        }
+      })
+      await Promise.all(appended)
+      for (const { key } of [locked, other]) {
+        const { eventIds, seqs } = await storedLog(sql, key)
+        t.same(eventIds, ['1'])
+        t.same(seqs, [1, 2])
+      }
+      await log.close()
+    }
   })
 
   await t.test('readers that have all connections of the pool keep no append waiting', async (t) => {
