@@ -15,8 +15,8 @@ import type { Scenario } from './scenario.js'
 import { must, openConnection, openConnections } from './wire.js'
 import { createRun, fill, post } from './workload.js'
 
-const ROUNDS = 5
-const ROUND_MS = 3000
+const ROUNDS = 11
+const ROUND_MS = 1500
 
 /** Counts what is appended in the rounds, and the CPU time that it took the service. */
 function meter(service: Service) {

@@ -5,12 +5,18 @@
 import type { Config } from '../config.js'
 import { ConfigError } from '../config.js'
 
+/** Callers of one machine call it by one name: that is taken apart once. */
+let lastLoopbackHost: string | undefined
+
 /** @param host a `Host` header or a host name: `localhost:3000`, `[::1]`, `127.0.0.1`. */
 export function isLoopbackHost(host: string | undefined): boolean {
   if (host === undefined) return false
+  if (host === lastLoopbackHost) return true
   const name = /^(\[[^\]]*\]|[^:]*)(:\d{1,5})?$/.exec(host)?.[1]?.toLowerCase().replace(/\.$/, '')
   if (name === undefined) return false
-  return name === 'localhost' || name.endsWith('.localhost') || name === '[::1]' || isLoopbackAddress(name)
+  const isLoopback = name === 'localhost' || name.endsWith('.localhost') || name === '[::1]' || isLoopbackAddress(name)
+  if (isLoopback) lastLoopbackHost = host
+  return isLoopback
 }
 
 /** @param address an IP address without brackets, or `localhost`: what a server listens on, or who a peer is. */

@@ -16,7 +16,7 @@ export const FORMATS: readonly Format[] = [native, jobs, macp]
 /** Canonical events that one request may become: an item may become a thousand of them, and they are made at once. */
 export const MAX_DERIVED_EVENTS = 10_000
 
-const JSON_TYPES = ['application/json']
+const JSON_TYPE = 'application/json'
 export const NDJSON_TYPES: readonly string[] = ['application/x-ndjson', 'application/ndjson', 'application/jsonl', 'application/x-jsonlines']
 
 function mediaType(contentType: string): string {
@@ -29,11 +29,11 @@ function mediaType(contentType: string): string {
  * @throws RunplaneError UNSUPPORTED_FORMAT, which lists what there is.
  */
 export function formatFor(contentType: string | undefined, formatParam: string | undefined): Format {
-  const media = contentType === undefined ? 'application/json' : mediaType(contentType)
-  if (!JSON_TYPES.includes(media) && !NDJSON_TYPES.includes(media)) {
+  const media = contentType === undefined || contentType === JSON_TYPE ? JSON_TYPE : mediaType(contentType)
+  if (media !== JSON_TYPE && !NDJSON_TYPES.includes(media)) {
     throw new RunplaneError(
       'UNSUPPORTED_FORMAT',
-      `There is no format with the content type '${media}'. Send ${[...JSON_TYPES, ...NDJSON_TYPES].join(', ')}; with curl: -H 'content-type: application/json'.`,
+      `There is no format with the content type '${media}'. Send ${[JSON_TYPE, ...NDJSON_TYPES].join(', ')}; with curl: -H 'content-type: application/json'.`,
     )
   }
   const name = formatParam ?? native.name

@@ -12,6 +12,7 @@ import { type Access, type Role, roleAllows } from '../../access/roles.js'
 import { type Config, corsOrigins } from '../../config.js'
 import { DEFAULT_WORKSPACE_ID } from '../../domain/ids.js'
 import { RunplaneError } from '../../errors.js'
+import { routeOf } from '../route.js'
 
 const granted = Symbol('access')
 
@@ -79,7 +80,7 @@ export const accessPlugin = fastifyPlugin(
     })
 
     function admit(request: FastifyRequest): undefined | Promise<undefined> {
-      const needed = request.is404 ? undefined : request.routeOptions.config?.role
+      const needed = routeOf(request).config?.role
       const exist = keys.exist()
       if (typeof exist === 'boolean') open = !exist
       else {

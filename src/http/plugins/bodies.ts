@@ -6,6 +6,7 @@ import type { FastifyInstance, FastifyReply, RequestPayload } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
 import type { Config } from '../../config.js'
 import { RunplaneError } from '../../errors.js'
+import { routeOf } from '../route.js'
 
 declare module 'fastify' {
   interface FastifyContextConfig {
@@ -32,7 +33,7 @@ export const bodiesPlugin = fastifyPlugin(
 
     app.addHook('preParsing', (request, reply, payload, done) => {
       const { 'content-encoding': encoding, 'content-type': type, 'content-length': bytes = '0', 'transfer-encoding': transfer } = request.headers
-      const { gzip, streamed } = request.routeOptions.config
+      const { gzip, streamed } = routeOf(request).config
       if (encoding !== undefined && encoding.toLowerCase() !== 'identity' && !(gzip && encoding.toLowerCase() === 'gzip')) {
         // RFC 9110, section 15.5.16.
         done(

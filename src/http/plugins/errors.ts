@@ -7,6 +7,7 @@ import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from
 import fastifyPlugin from 'fastify-plugin'
 import { uuidv7 } from '../../domain/ids.js'
 import { ERROR_CATALOGUE, type ErrorCode, type ProblemField, RunplaneError } from '../../errors.js'
+import { rememberRoutes } from '../route.js'
 import { PROBLEM_CONTENT_TYPE, toProblem } from '../schemas/problem.js'
 import { createRouteMatcher } from './route-matcher.js'
 import { validationFields } from './validation-fields.js'
@@ -16,6 +17,7 @@ const UNAVAILABLE = /^(CONNECTION_\w+|CONNECT_TIMEOUT|ECONNREFUSED|ECONNRESET|EP
 
 export const errorsPlugin = fastifyPlugin(
   async (app: FastifyInstance) => {
+    rememberRoutes(app)
     const routes = createRouteMatcher()
     app.addHook('onRoute', ({ method, url }) => routes.add([method].flat(), url))
 

@@ -6,6 +6,7 @@ import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import fastifyPlugin from 'fastify-plugin'
 import { loggableUrl } from '../../ops/logging.js'
 import type { Metrics } from '../../ops/metrics.js'
+import { routeOf } from '../route.js'
 import { knownAccess } from './access.js'
 
 const SECURITY_HEADERS = {
@@ -51,7 +52,7 @@ export const requestsPlugin = fastifyPlugin(
       request[told] = true
       // The status on the wire: a hijacked reply does not know it.
       const status = reply.raw.headersSent ? reply.raw.statusCode : CLIENT_LEFT
-      const route = request.is404 ? 'none' : (request.routeOptions.url ?? 'none')
+      const route = routeOf(request).url ?? 'none'
       metrics.httpRequestSeconds.observe({ method: request.method, route, status: String(status) }, reply.elapsedTime / 1000)
       if (logsRequests)
         request.log.info({
