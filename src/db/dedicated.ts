@@ -11,11 +11,13 @@ export interface Dedicated {
   /** From now on `isLost` speaks of losses after this call. */
   begin(): void
   isLost(): boolean
+  /** Nothing may be under way. */
   end(): Promise<void>
 }
 
 export function dedicate(connect: Database['connect'], options: ConnectOptions = {}): Dedicated {
   let lost = false
+  let wasLost = false
   const sql = connect({
     ...options,
     max: 1,
@@ -23,6 +25,7 @@ export function dedicate(connect: Database['connect'], options: ConnectOptions =
     max_lifetime: null,
     onclose: () => {
       lost = true
+      wasLost = true
     },
   })
   return {
@@ -31,6 +34,7 @@ export function dedicate(connect: Database['connect'], options: ConnectOptions =
       lost = false
     },
     isLost: () => lost,
-    end: () => sql.end({ timeout: 5 }),
+    // After a loss the driver takes the query that it has rejected for one that still runs, and waits for it.
+    end: () => sql.end({ timeout: wasLost ? 0 : 5 }),
   }
 }

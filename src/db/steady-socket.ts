@@ -4,8 +4,8 @@
  * connection's start; and what is sent between a socket's `error` and its `close` is never answered.
  *
  * So an error comes at once, which rejects what is unanswered: what follows it, as the rollback of a transaction, is then still written (to nobody), and not
- * to a socket that is gone. `close` comes two turns later, when all that was gathered has been written, and says that there was no error before,
- * upon which the driver rejects whatever is unanswered by then. With TLS too: the driver is told that there is none, and secured-socket.ts agrees it.
+ * to a socket that is gone. `close` comes two turns later, when what was gathered is written, and says that there was no error before, upon which the driver
+ * rejects whatever is unanswered by then. With TLS too: the driver is told that there is none, and secured-socket.ts agrees it.
  */
 import { type OnReadOpts, Socket, type SocketConstructorOpts } from 'node:net'
 import type { Duplex } from 'node:stream'
@@ -39,11 +39,37 @@ function closingInOrder<Kind extends Duplex>(socket: Kind): Kind {
       closing = true
       // Before the first answer the driver connects again by itself.
       if (answered) socket.emit('error', Object.assign(new Error('The connection was closed'), { code: 'CONNECTION_CLOSED' }))
-      setImmediate(() => setImmediate(() => emit('close', false)))
+      setImmediate(() => setImmediate(() => writingOut(() => emit('close', false))))
     }
     return true
   }
   return socket
+}
+
+/**
+ * At `close` the driver clears the immediate that would write what it has gathered, and keeps that: it goes out ahead of the next connection's start, or, where both
+ * are short, neither goes out before the connection's time is over. So the immediate runs at that moment, and writes to nobody.
+ */
+function writingOut(close: () => void): void {
+  const { clearImmediate } = globalThis
+  globalThis.clearImmediate = (immediate) => {
+    globalThis.clearImmediate = clearImmediate
+    const write = pendingOf(immediate)
+    clearImmediate(immediate)
+    write?.()
+  }
+  try {
+    close()
+  } finally {
+    globalThis.clearImmediate = clearImmediate
+  }
+}
+
+/** What an immediate is to do. Node keeps it in a member of the object, which has no other name. */
+function pendingOf(immediate: unknown): (() => void) | undefined {
+  if (typeof immediate !== 'object' || immediate === null || !('_onImmediate' in immediate)) return undefined
+  const { _onImmediate: pending } = immediate
+  return typeof pending === 'function' ? () => Reflect.apply(pending, immediate, []) : undefined
 }
 
 interface Target {

@@ -1,6 +1,9 @@
 /** Connections that are cut under writers, again and again: every append is answered, once, and the process goes on. */
+import type { Duplex } from 'node:stream'
 import { setTimeout as delay } from 'node:timers/promises'
 import { test } from 'tap'
+import { dedicate } from '../../src/db/dedicated.js'
+import { steadySockets } from '../../src/db/steady-socket.js'
 import { testDatabase } from '../support/database.js'
 import { logInstance, output, receiptOf, request, storedLog, upTo } from '../support/log.js'
 
@@ -49,4 +52,61 @@ test('appends go on while all connections are cut again and again, and nothing i
     t.same(stored.seqs, upTo(stored.head.last_seq))
   }
   await instance.log.close()
+})
+
+test('a query of the moment in which a connection is lost is answered, and so are those after it', async (t) => {
+  const database = await testDatabase(t)
+  const sockets = steadySockets()
+  for (const chars of [10, 800, 2000]) {
+    let socket: Duplex | undefined
+    // An option that the driver's types do not have.
+    const options = {
+      max: 1,
+      socket: (target: Parameters<typeof sockets>[0]) => {
+        socket = sockets(target)
+        return socket
+      },
+    }
+    const client = database.connect(options)
+    const [row] = await client<{ pid: number }[]>`select pg_backend_pid() as pid`
+    let late: Promise<string> | undefined
+    const asked = new Promise<void>((resolve) => {
+      // In the turn after the loss: what is gathered then is not written any more when the driver hears of it.
+      socket?.prependListener('error', () =>
+        process.nextTick(() =>
+          setImmediate(() => {
+            late = client`select ${'y'.repeat(chars)}::text as text`.then(
+              () => 'answered',
+              ({ code }) => code,
+            )
+            resolve()
+          }),
+        ),
+      )
+    })
+    await database.sql`select pg_terminate_backend(${row?.pid ?? 0})`
+    await asked
+    t.match(await late, /^(answered|CONNECTION_CLOSED|57P01)$/)
+    for (const _ of upTo(3)) {
+      const answer = await client`select 1 as one`.then(
+        () => 'answered',
+        ({ code }) => code,
+      )
+      t.match(answer, /^(answered|57P01|CONNECTION_CLOSED)$/, 'no time runs out')
+    }
+    t.same(await client`select 1 as one`, [{ one: 1 }])
+    await client.end({ timeout: 1 })
+  }
+})
+
+test('a connection that was lost with a query under way ends at once', async (t) => {
+  const database = await testDatabase(t)
+  const connection = dedicate(database.connect)
+  const [row] = await connection.sql<{ pid: number }[]>`select pg_backend_pid() as pid`
+  const query = connection.sql`select pg_sleep(60)`.execute()
+  await database.sql`select pg_terminate_backend(${row?.pid ?? 0})`
+  await t.rejects(query)
+  await delay(100)
+  const ended = await Promise.race([connection.end().then(() => 'ended'), delay(4000).then(() => 'still ending')])
+  t.equal(ended, 'ended')
 })
