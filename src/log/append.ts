@@ -153,21 +153,19 @@ async function storeAtOnce(sql: Queries, requests: readonly AppendRequest[], hot
   const [first] = result.committed
   const [event] = first?.events ?? []
   if (!first || !event) return undefined
+  let fault: unknown
   try {
     if (await insertEvents(sql, works, rows, true)) {
       remember(works, hot)
       return result
     }
   } catch (error) {
-    dropStates(hot)
-    if (isLockTimeout(error)) return undefined
-    if (isConnectionError(error)) {
-      attempts.uncertain = { result, runKey: first.runKey, seq: event.seq, json: event.json }
-      return undefined
-    }
+    fault = error
   }
   dropStates(hot)
-  for (const one of hot.values()) one.contendedUntilMs = performance.now() + CONTENDED_MS
+  if (isConnectionError(fault)) attempts.uncertain = { result, runKey: first.runKey, seq: event.seq, json: event.json }
+  // Whoever has had a row's lock for so long has not written yet.
+  else if (!isLockTimeout(fault)) for (const one of hot.values()) one.contendedUntilMs = performance.now() + CONTENDED_MS
   return undefined
 }
 

@@ -92,7 +92,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
    * much waits as they have: large groups cost the least, and two of them keep both Postgres and this process busy.
    */
   function schedule(): void {
-    if (scheduled || ready.length === 0 || (running > slow && waitingEvents < workingEvents)) return
+    if (scheduled || ready.length === 0 || waitingEvents < workingEvents) return
     scheduled = true
     setImmediate(() => {
       scheduled = false
@@ -127,7 +127,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
       })
   }
 
-  function takeGroup(): Waiting[] {
+  function takeGroup(): { group: Waiting[]; events: number; bytes: number } {
     const group: Waiting[] = []
     let events = 0
     let bytes = 0
@@ -157,15 +157,14 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         break
       }
     }
-    return group
+    return { group, events, bytes }
   }
 
   async function commitLoop(connection: Dedicated): Promise<void> {
     while (ready.length > 0) {
-      const group = takeGroup()
+      const { group, events, bytes } = takeGroup()
       if (group.length === 0) return
       const runKeys = [...new Set(group.map((one) => one.request.runKey))]
-      const events = group.reduce((sum, one) => sum + one.weight, 0)
       workingEvents += events
       let isSlow = false
       const patience = setTimeout(() => {
@@ -184,7 +183,7 @@ export function createGroupCommit(deps: GroupCommitDeps): GroupCommit {
         else workingEvents -= events
       }
       queuedEvents -= events
-      for (const one of group) queuedBytes -= one.bytes
+      queuedBytes -= bytes
       for (const runKey of runKeys) {
         working.delete(runKey)
         if (queues.get(runKey)?.length) ready.push(runKey)
