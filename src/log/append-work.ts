@@ -15,7 +15,7 @@ import { changesUsage } from '../projections/usage.js'
 import type { AppendItem, AppendOutcome, AppendRequest, ItemResult, PlacedRun } from './append-request.js'
 import type { CommittedBatch, CommittedEvent } from './committed.js'
 import type { LogCorrupt, RowError } from './corrupt.js'
-import { type EventRows, noEventRows } from './event-rows.js'
+import { addRow, type EventRows, noEventRows } from './event-rows.js'
 
 /** Who the control plane is in `source`. Its events have no raw event: their rawSeq is 0. */
 const CONTROL_PLANE = 'runplane'
@@ -78,8 +78,7 @@ export interface RunWork {
 }
 
 export interface Rows {
-  raw: EventRows
-  canonical: EventRows
+  events: EventRows
   producers: Map<string, ProducerRow>
   changedProducers: Set<string>
   receipts: ReceiptRow[]
@@ -103,8 +102,7 @@ export interface Found {
 
 export function noRows(): Rows {
   return {
-    raw: noEventRows(),
-    canonical: noEventRows(),
+    events: noEventRows(),
     producers: new Map(),
     changedProducers: new Set(),
     receipts: [],
@@ -328,17 +326,33 @@ function appendItem(request: AppendRequest, item: AppendItem, index: number, run
   const rawSeq = ++run.lastRawSeq
   const firstSeq = run.lastSeq + 1
   const source = { kind: sourceKind, name: sourceName, format: item.format, rawType, rawSeq, eventId }
-  const seqs = normalized.events.map((draft) => appendEvent(request, draft, source, run, out))
+  const [first] = normalized.events
+  const count = normalized.events.length
+  // What the row set knows by itself is left out: see event-rows.ts.
+  const raw =
+    `,"r":${rawSeq},"at":"${request.receivedAt}","fmt":"${item.format}","s":${JSON.stringify(sourceName)}` +
+    (count === 1 ? '' : `,"f":${firstSeq},"c":${count}`) +
+    (rawType === first?.type ? '' : `,"rt":${JSON.stringify(rawType)}`) +
+    (eventId === undefined ? '' : `,"i":${JSON.stringify(eventId)}`)
+  if (!first) addRow(out.events, `{"k":"${request.runKey}"${raw}}`, item.text, '')
+  const seqs = normalized.events.map((draft) => appendEvent(request, draft, source, run, out, draft === first ? { columns: raw, text: item.text } : undefined))
   if (identity !== undefined) known.set(identity, { text: item.text, rawSeq, seqs })
-  out.raw.columns.push(
-    `{"k":"${request.runKey}","n":${rawSeq},"at":"${request.receivedAt}","f":${firstSeq},"c":${seqs.length},"fmt":"${item.format}","rt":${JSON.stringify(rawType)},"s":${JSON.stringify(sourceName)},"i":${eventId === undefined ? 'null' : JSON.stringify(eventId)}}`,
-  )
-  out.raw.texts.push(item.text)
   return { index, status: 'stored', seqs, rawSeq }
 }
 
-/** Numbers, folds and encodes one event. @returns its seq. */
-function appendEvent(request: AppendRequest, draft: DraftEvent, source: CanonicalEvent['source'], run: RunWork, out: Rows): number {
+/**
+ * Numbers, folds and encodes one event.
+ * @param raw the raw event that is stored beside it
+ * @returns its seq
+ */
+function appendEvent(
+  request: AppendRequest,
+  draft: DraftEvent,
+  source: CanonicalEvent['source'],
+  run: RunWork,
+  out: Rows,
+  raw = { columns: '', text: '' },
+): number {
   const { state } = run
   const seq = ++run.lastSeq
   const subject = subjectOf(draft, run.row.id, source.rawSeq)
@@ -369,10 +383,8 @@ function appendEvent(request: AppendRequest, draft: DraftEvent, source: Canonica
   const { shape, content } = digestsOf(event)
   const subjectText = `${subject.kind}/${subject.id}`
   run.committed.push({ seq, type: draft.type, subject: subjectText, json })
-  out.canonical.columns.push(
-    `{"k":"${request.runKey}","n":${seq},"t":"${event.ts}","y":"${draft.type}","u":${JSON.stringify(subjectText)},"h":${shape},"d":${content}}`,
-  )
-  out.canonical.texts.push(json)
+  const columns = `"n":${seq},"t":"${event.ts}","y":"${draft.type}","u":${JSON.stringify(subjectText)},"h":${shape},"d":${content}`
+  addRow(out.events, `{"k":"${request.runKey}"${raw.columns},${columns}}`, raw.text, json)
   return seq
 }
 

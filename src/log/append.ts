@@ -45,6 +45,11 @@ export interface Attempts {
   uncertain?: { result: GroupResult; runKey: string; seq: number; json: string }
 }
 
+/** What the last transaction found: whether there is a webhook endpoint, of whichever workspace. While nobody knows, the statement looks for itself. */
+export interface Hooks {
+  enabled: boolean | undefined
+}
+
 /** For so long a run to which somebody else writes is stored in two round trips. */
 const CONTENDED_MS = 10_000
 
@@ -59,6 +64,7 @@ const CONTENDED_MS = 10_000
  * @param attempts the same object for each attempt at this group
  * @param options.probe does everything but the commit
  * @param options.atOnce where to send what is one statement; others may have sent theirs there before. By default the connection itself.
+ * @param options.hooks the same object for each group
  */
 export async function appendGroup(
   connection: Dedicated,
@@ -66,10 +72,10 @@ export async function appendGroup(
   requests: readonly AppendRequest[],
   hot: Map<string, HotState>,
   attempts: Attempts = {},
-  options: { probe?: boolean; atOnce?: Queries } = {},
+  options: { probe?: boolean; atOnce?: Queries; hooks?: Hooks } = {},
 ): Promise<GroupResult> {
   if (!options.probe && !attempts.uncertain && isKnown(requests, hot)) {
-    const result = await storeAtOnce(options.atOnce ?? connection.sql, requests, hot, attempts)
+    const result = await storeAtOnce(options.atOnce ?? connection.sql, requests, hot, attempts, options.hooks)
     if (result) return result
   }
   const tx = connection.sql
@@ -80,7 +86,7 @@ export async function appendGroup(
     await loadSnapshots(tx, hot.values())
     connection.begin()
     inTransaction = true
-    const { result, works, rows, xid } = await work(connection, requests, hot, attempts)
+    const { result, works, rows, xid } = await work(connection, requests, hot, attempts, options.hooks)
     await insertRest(connection, rows)
     assertHeld(connection)
     const [stored, ended] = await Promise.allSettled([insertEvents(tx, works, rows), options.probe ? tx`rollback`.execute() : tx`commit`.execute()])
@@ -125,15 +131,18 @@ function isKnown(requests: readonly AppendRequest[], hot: Map<string, HotState>)
  * One statement, one round trip. Where it fails, for a writer elsewhere, a repeated event id or anything else, nothing is stored, the
  * states are dropped, and the caller goes the long way; a connection that is lost leaves that to be found out under the rows' locks.
  */
-async function storeAtOnce(sql: Queries, requests: readonly AppendRequest[], hot: Map<string, HotState>, attempts: Attempts): Promise<GroupResult | undefined> {
+async function storeAtOnce(
+  sql: Queries,
+  requests: readonly AppendRequest[],
+  hot: Map<string, HotState>,
+  attempts: Attempts,
+  hooks: Hooks = { enabled: undefined },
+): Promise<GroupResult | undefined> {
   const works = new Map<string, RunWork>()
+  const hooked = hooks.enabled ?? true
   for (const { runKey, row, state } of hot.values()) {
     if (!row || !state) return undefined
-    // Whether there are webhooks is found in the statement.
-    works.set(
-      runKey,
-      beginWork({ key: runKey, id: row.id, workspace_id: row.workspaceId, last_seq: row.lastSeq, last_raw_seq: row.lastRawSeq, hooked: true }, state),
-    )
+    works.set(runKey, beginWork({ key: runKey, id: row.id, workspace_id: row.workspaceId, last_seq: row.lastSeq, last_raw_seq: row.lastRawSeq, hooked }, state))
   }
   for (const { runKey, workerId, reserved } of requests) {
     const work = works.get(runKey)
@@ -153,20 +162,18 @@ async function storeAtOnce(sql: Queries, requests: readonly AppendRequest[], hot
   const [first] = result.committed
   const [event] = first?.events ?? []
   if (!first || !event) return undefined
-  let fault: unknown
   try {
-    if (await insertEvents(sql, works, rows, true)) {
-      remember(works, hot)
-      return result
-    }
-  } catch (error) {
-    fault = error
+    await insertEvents(sql, works, rows, true)
+    remember(works, hot)
+    return result
+  } catch (fault) {
+    dropStates(hot)
+    hooks.enabled = undefined
+    if (isConnectionError(fault)) attempts.uncertain = { result, runKey: first.runKey, seq: event.seq, json: event.json }
+    // Whoever has had a row's lock for so long has not written yet.
+    else if (!isLockTimeout(fault)) for (const one of hot.values()) one.contendedUntilMs = performance.now() + CONTENDED_MS
+    return undefined
   }
-  dropStates(hot)
-  if (isConnectionError(fault)) attempts.uncertain = { result, runKey: first.runKey, seq: event.seq, json: event.json }
-  // Whoever has had a row's lock for so long has not written yet.
-  else if (!isLockTimeout(fault)) for (const one of hot.values()) one.contendedUntilMs = performance.now() + CONTENDED_MS
-  return undefined
 }
 
 /** An earlier attempt has stored the group, and only its answer was lost. */
@@ -241,7 +248,7 @@ interface Worked {
   xid: string | undefined
 }
 
-async function work(connection: Dedicated, requests: readonly AppendRequest[], hot: Map<string, HotState>, attempts: Attempts): Promise<Worked> {
+async function work(connection: Dedicated, requests: readonly AppendRequest[], hot: Map<string, HotState>, attempts: Attempts, hooks?: Hooks): Promise<Worked> {
   const tx = connection.sql
   const begun = tx`begin`.execute()
   const creates = requests.flatMap((request) => (request.create ? [request.create] : []))
@@ -261,6 +268,7 @@ async function work(connection: Dedicated, requests: readonly AppendRequest[], h
     findOwners(tx, requests),
   ])
   await assertNotStored(connection, attempts)
+  if (hooks && rows[0]) hooks.enabled = rows[0].hooked
   const works = new Map<string, RunWork>()
   const corrupt = new Map<string, LogCorrupt>()
   const failed: CommittedBatch[] = []

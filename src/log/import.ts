@@ -10,14 +10,9 @@ import { uuidv7 } from '../domain/ids.js'
 import { groupingOf } from '../domain/run-request.js'
 import { encodeState, type FoldState, PROJECTION_SCHEMA_VERSION, summary } from '../projections/fold.js'
 import { usageOf } from '../projections/usage.js'
-import { canonicalRecords, noEventRows, parametersOf, rawRecords } from './event-rows.js'
+import { addRow, noEventRows, parametersOf, storingEvents } from './event-rows.js'
 
-const INSERT_CANONICAL = `
-  insert into run_events_canonical (run_key, seq, ts, type, subject, shape, content, event)
-  select k, n, t, y, u, h, d, e::json from ${canonicalRecords('$1', '$2')}`
-const INSERT_RAW = `
-  insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
-  select * from ${rawRecords('$1', '$2')}`
+const INSERT_EVENTS = `with ${storingEvents()} select 1`
 
 /** The columns of the row that are not folded from its events. Times are RFC 3339 texts, JSON columns are JSON texts. */
 export interface ImportedRun {
@@ -92,13 +87,11 @@ export async function beginImport(sql: Sql, workspaceId: string, runId: string):
       for (const { text, event } of events) {
         const { shape, content } = digestsOf(event)
         const subject = JSON.stringify(`${event.subject.kind}/${event.subject.id}`)
-        rows.columns.push(
-          `{"k":"${key}","n":${event.seq},"t":${JSON.stringify(event.ts)},"y":${JSON.stringify(event.type)},"u":${subject},"h":${shape},"d":${content}}`,
-        )
-        rows.texts.push(text)
+        const columns = `"n":${event.seq},"t":${JSON.stringify(event.ts)},"y":${JSON.stringify(event.type)},"u":${subject},"h":${shape},"d":${content}`
+        addRow(rows, `{"k":"${key}",${columns}}`, '', text)
       }
       await renew()
-      await runLarge(sql, INSERT_CANONICAL, parametersOf(rows))
+      await runLarge(sql, INSERT_EVENTS, parametersOf(rows))
     },
 
     async raw(events) {
@@ -106,12 +99,11 @@ export async function beginImport(sql: Sql, workspaceId: string, runId: string):
       for (const { rawSeq, receivedAt, format, rawType, source, eventId, seqs, body } of events) {
         const first = seqs[0] ?? firstSeqOfNext
         firstSeqOfNext = first + seqs.length
-        const row = { k: key, n: rawSeq, at: receivedAt, f: first, c: seqs.length, fmt: format, rt: rawType, s: source, i: eventId }
-        rows.columns.push(JSON.stringify(row))
-        rows.texts.push(body)
+        const row = { k: key, r: rawSeq, at: receivedAt, f: first, c: seqs.length, fmt: format, rt: rawType, s: source, i: eventId }
+        addRow(rows, JSON.stringify(row), body, '')
       }
       await renew()
-      await runLarge(sql, INSERT_RAW, parametersOf(rows))
+      await runLarge(sql, INSERT_EVENTS, parametersOf(rows))
     },
 
     async checkpoint(seq, state) {

@@ -214,3 +214,27 @@ t.test('old deliveries are removed, those of a deleted endpoint too, and what no
     )
   t.same(await deliveries.sweep(keep), { removed: 0, expired: 0 })
 })
+
+t.test('an endpoint that is made while runs are written has the next event of each', async (t) => {
+  const database = await testDatabase(t)
+  const { sql } = database
+  const instance = logInstance(database)
+  t.teardown(() => instance.log.close())
+  const [first, second] = [await instance.createRun(), await instance.createRun()]
+  let written = 0
+  const write = (...keys: string[]) => Promise.all(keys.map((key) => instance.log.append(request(key, [output(`${written++}`)]))))
+  const outbox = async () =>
+    (await sql<{ run_key: string; seq: number }[]>`select run_key, seq from webhook_deliveries order by seq, run_key`).map(({ run_key, seq }) => [run_key, seq])
+  await write(first.key, second.key)
+  // From here on what is known of the runs is in memory.
+  await write(first.key, second.key)
+  t.same(await outbox(), [])
+  await insertEndpoint(database)
+  await write(first.key)
+  await write(first.key, second.key)
+  const inOrder = [first.key, second.key].sort()
+  t.same(
+    await outbox(),
+    [4, 5].flatMap((seq) => inOrder.flatMap((key) => (key === first.key || seq === 4 ? [[key, seq]] : []))),
+  )
+})
