@@ -34,7 +34,7 @@ export interface Parts {
    * What comes next: as it comes, or, with `count`, so many items, fewer only where the body ends before. As it comes, a part does not end before it has something
    * that may be stored: a request of which nothing is can then be told as such.
    */
-  look(count?: number): Promise<Part>
+  look(count?: number): Part | Promise<Part>
   /** Goes on after the first `count` items of what comes next. */
   take(count: number): void
   /** Drops the rest of the body. */
@@ -43,17 +43,28 @@ export interface Parts {
 
 export type ToItem = (raw: RawItem) => AppendItem
 
+class JsonParts implements Parts {
+  constructor(private readonly held: PartItem[]) {}
+
+  look(count = this.held.length): Part {
+    const { held } = this
+    return { items: held.slice(0, count), end: count >= held.length }
+  }
+
+  take(count: number): void {
+    this.held.splice(0, count)
+  }
+
+  close(): void {}
+}
+
 /** @throws RunplaneError as splitJsonBody; PAYLOAD_TOO_LARGE where it becomes too many events */
 export function jsonParts(body: Buffer, limits: ItemLimits, toItem: ToItem): Parts {
   const held = splitJsonBody(body, limits).map((raw) => partItem(raw, toItem))
   let derived = 0
   for (const { item } of held) derived += eventsOf(item)
   if (derived > MAX_DERIVED_EVENTS) throw tooManyDerived()
-  return {
-    look: async (count = held.length) => ({ items: held.slice(0, count), end: count >= held.length }),
-    take: (count) => void held.splice(0, count),
-    close() {},
-  }
+  return new JsonParts(held)
 }
 
 const partItem = (raw: RawItem, toItem: ToItem): PartItem => ({ item: toItem(raw), sent: raw.ok ? raw.text : raw.code })

@@ -5,53 +5,52 @@ import type { AppendAnswer } from './schemas/append.js'
 
 const MAX_RESULTS = 10_000
 
-export interface Tally {
-  add(receipt: AppendReceipt): void
-  /** 200; 207 where some items were rejected, 422 where all were. */
-  status(): 200 | 207 | 422
-  totals(): StoredPart
-  answer(runId: string): AppendAnswer
-}
+export class Tally {
+  private readonly results: ItemResult[] = []
+  private items = 0
+  private accepted = 0
+  private duplicates = 0
+  private rejected = 0
+  private truncated = 0
+  private firstSeq: number | null = null
+  private lastSeq: number | null = null
+  private headSeq = 0
 
-/** @param minimal leaves out the results that are not rejected (`Prefer: return=minimal`, RFC 7240, section 4.2) */
-export function createTally(minimal: boolean): Tally {
-  const results: ItemResult[] = []
-  let items = 0
-  let accepted = 0
-  let duplicates = 0
-  let rejected = 0
-  let truncated = 0
-  let firstSeq: number | null = null
-  let lastSeq: number | null = null
-  let headSeq = 0
-  const totals = () => ({ accepted, duplicates, rejected, firstSeq, lastSeq, headSeq })
-  return {
-    add(receipt) {
-      headSeq = receipt.headSeq
-      for (const result of receipt.results) {
-        const index = items++
-        if (result.status === 'stored') accepted++
-        else if (result.status === 'duplicate') duplicates++
-        else rejected++
-        for (const seq of result.seqs) {
-          if (firstSeq === null || seq < firstSeq) firstSeq = seq
-          if (lastSeq === null || seq > lastSeq) lastSeq = seq
-        }
-        if (minimal && result.status !== 'rejected') continue
-        if (results.length >= MAX_RESULTS) truncated++
-        else results.push(result.index === index ? result : { ...result, index })
+  /** @param minimal leaves out the results that are not rejected (`Prefer: return=minimal`, RFC 7240, section 4.2) */
+  constructor(private readonly minimal: boolean) {}
+
+  add(receipt: AppendReceipt): void {
+    this.headSeq = receipt.headSeq
+    for (const result of receipt.results) {
+      const index = this.items++
+      if (result.status === 'stored') this.accepted++
+      else if (result.status === 'duplicate') this.duplicates++
+      else this.rejected++
+      for (const seq of result.seqs) {
+        if (this.firstSeq === null || seq < this.firstSeq) this.firstSeq = seq
+        if (this.lastSeq === null || seq > this.lastSeq) this.lastSeq = seq
       }
-    },
-    status() {
-      if (rejected === 0) return 200
-      return accepted + duplicates === 0 ? 422 : 207
-    },
-    totals,
-    answer(runId) {
-      const answer: AppendAnswer = { runId, ...totals() }
-      if (!minimal || results.length > 0) answer.results = results
-      if (truncated > 0) answer.truncatedResults = truncated
-      return answer
-    },
+      if (this.minimal && result.status !== 'rejected') continue
+      if (this.results.length >= MAX_RESULTS) this.truncated++
+      else this.results.push(result.index === index ? result : { ...result, index })
+    }
+  }
+
+  /** 200; 207 where some items were rejected, 422 where all were. */
+  status(): 200 | 207 | 422 {
+    if (this.rejected === 0) return 200
+    return this.accepted + this.duplicates === 0 ? 422 : 207
+  }
+
+  totals(): StoredPart {
+    const { accepted, duplicates, rejected, firstSeq, lastSeq, headSeq } = this
+    return { accepted, duplicates, rejected, firstSeq, lastSeq, headSeq }
+  }
+
+  answer(runId: string): AppendAnswer {
+    const answer: AppendAnswer = { runId, ...this.totals() }
+    if (!this.minimal || this.results.length > 0) answer.results = this.results
+    if (this.truncated > 0) answer.truncatedResults = this.truncated
+    return answer
   }
 }

@@ -22,16 +22,14 @@ function brokenJson(body: Buffer, start: number): RunplaneError {
 class BodySplitter {
   private readonly items: RawItem[] = []
   private readonly marks: ScanMarks = { suspicious: false }
-  private readonly encoding: 'latin1' | 'utf8'
 
   constructor(
     private readonly body: Buffer,
     private readonly start: number,
     private readonly limits: ItemLimits,
-  ) {
-    // One byte a character: half the time of decoding UTF-8.
-    this.encoding = isAscii(body) ? 'latin1' : 'utf8'
-  }
+    /** `latin1` where the body is ASCII: half the time of decoding UTF-8. */
+    private readonly encoding: 'latin1' | 'utf8',
+  ) {}
 
   split(): RawItem[] {
     const first = this.body[this.start]
@@ -113,6 +111,7 @@ class BodySplitter {
 export function splitJsonBody(body: Buffer, limits: ItemLimits): RawItem[] {
   const start = skipSpace(body, hasByteOrderMark(body) ? 3 : 0, body.length)
   if (start === body.length) throw invalid(`The body is empty. ${SHAPES}`)
-  if (!isUtf8(body)) throw invalid(`The body is not valid UTF-8, from byte ${invalidUtf8Offset(body)} on.`)
-  return new BodySplitter(body, start, limits).split()
+  const encoding = isAscii(body) ? 'latin1' : 'utf8'
+  if (encoding === 'utf8' && !isUtf8(body)) throw invalid(`The body is not valid UTF-8, from byte ${invalidUtf8Offset(body)} on.`)
+  return new BodySplitter(body, start, limits, encoding).split()
 }

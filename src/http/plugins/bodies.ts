@@ -45,12 +45,24 @@ export const bodiesPlugin = fastifyPlugin(
       }
       const isNone = bytes === '0' && transfer === undefined
       if (!isNone && !streamed && (type === undefined || !STREAMED.test(type))) {
+        if (begun.length === 0) setImmediate(watchOver)
+        begun.push({ payload, reply })
+      }
+      done()
+    })
+
+    /** Most bodies come with their heads, and are there when the turn of the event loop is over: a timer for each would cost it a microsecond or two. */
+    let begun: { payload: RequestPayload; reply: FastifyReply }[] = []
+
+    function watchOver(): void {
+      for (const { payload, reply } of begun) {
+        if (reply.request.raw.complete) continue
         const timer = setTimeout(giveUp, config.BODY_TIMEOUT_MS, payload, reply)
         // Comes after its end as well.
         payload.once('close', () => clearTimeout(timer))
       }
-      done()
-    })
+      begun = []
+    }
 
     function giveUp(payload: RequestPayload, reply: FastifyReply): void {
       // Only where Fastify still reads: an error without a listener would end the process.
