@@ -9,7 +9,7 @@ import { usageOf } from '../projections/usage.js'
 import type { AppendRequest, NewRun } from './append-request.js'
 import { type KnownEvent, knownKey, needsPlace, type ProducerRow, type ReceiptRow, type Rows, type RunRow, type RunWork, UNREAD } from './append-work.js'
 import { parametersOf, storingEvents } from './event-rows.js'
-import { pgArray } from './states.js'
+import { pgArray, type Told } from './states.js'
 
 interface StoredRaw {
   run_key: string
@@ -133,31 +133,36 @@ function placeColumns(tx: Queries) {
 export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out: Rows, guarded = false): Promise<void> {
   const changed = [...works.values()].filter((run) => run.committed.length > 0 || run.lastRawSeq > run.row.last_raw_seq)
   if (changed.length === 0) return
-  // What is undefined or null is left out: a member that is not there is null in the record.
+  // What is undefined is left out: a member that is not there is null in the record.
   const updates = changed.map((run) => {
-    const { status, progress, attempt, error, startedAt, endedAt } = summary(run.state)
+    const told = summary(run.state)
+    run.told = told
     return {
       k: run.row.key,
       f: run.row.last_seq,
       g: run.row.last_raw_seq,
-      b: run.firstStatus,
+      b: run.firstStatus === 'running' ? undefined : run.firstStatus,
       w: run.holder,
       v: run.reservedUntil ?? undefined,
       n: run.lastSeq,
       r: run.lastRawSeq,
-      s: status,
-      p: progress,
-      a: attempt,
-      e: error === undefined || error === null ? undefined : JSON.stringify(error),
-      st: startedAt ?? undefined,
-      en: endedAt ?? undefined,
+      ...((isMoved(run) || isNews(told, run.row.told)) && {
+        s: told.status,
+        p: told.progress ?? undefined,
+        a: told.attempt,
+        e: told.error ? JSON.stringify(told.error) : undefined,
+        st: told.startedAt ?? undefined,
+        en: told.endedAt ?? undefined,
+      }),
       ...(isMoved(run) && { ...run.placement, moved: true, placed: run.placement.queue !== undefined }),
       ...(run.usageChanged && { ...usageOf(run.state.folds), used: true }),
     }
   })
   const statement = storingStatement({
     guarded,
-    // Most groups move no run: then the statement does without.
+    // What no run of the group needs, the statement does without.
+    held: changed.some((run) => run.holder !== undefined || run.reservedUntil),
+    told: updates.some((update) => 's' in update),
     moved: changed.some(isMoved),
     used: changed.some((run) => run.usageChanged),
     hooked: changed.some((run) => run.row.hooked),
@@ -166,8 +171,26 @@ export async function insertEvents(tx: Queries, works: Map<string, RunWork>, out
   await runLarge(tx, statement, guarded ? [...parameters, String(changed.length)] : parameters)
 }
 
+/** Whether the row says something else of the run, as far as it is known what it says. */
+function isNews(now: Told, before: Told | undefined): boolean {
+  return (
+    before === undefined ||
+    now.error !== null ||
+    before.error !== null ||
+    now.status !== before.status ||
+    now.progress !== before.progress ||
+    now.attempt !== before.attempt ||
+    now.startedAt !== before.startedAt ||
+    now.endedAt !== before.endedAt
+  )
+}
+
 interface Shape {
   guarded: boolean
+  /** There is a worker or a reservation to be made sure of. */
+  held: boolean
+  /** The row has to say something else of a run. */
+  told: boolean
   moved: boolean
   used: boolean
   /** There may be webhooks. */
@@ -181,26 +204,23 @@ interface Shape {
  * guarded, a row that has moved on, or has failed for its log, or that its worker or its reservation has lost, is not among those that are updated. Then no event is inserted,
  * and the cast at the end fails, which undoes the update of the others: to lock the rows and to compare them before they are updated took a fifth longer.
  */
-function storingStatement({ guarded, moved, used, hooked }: Shape): string {
+function storingStatement({ guarded, held, told, moved, used, hooked }: Shape): string {
   return `
     with updated as (
-      update runs set last_seq = u.n, last_raw_seq = u.r, status = u.s, progress = u.p, attempt = u.a, error = u.e::json,
-        started_at = u.st, ended_at = u.en, updated_at = greatest(clock_timestamp(), runs.updated_at),
-        ${sessionTime(moved)}
-        ${moved ? PLACEMENT_UPDATE : ''} ${used ? USAGE_UPDATE : ''}
+      update runs set last_seq = u.n, last_raw_seq = u.r, updated_at = greatest(clock_timestamp(), runs.updated_at)
+        ${told ? toldUpdate(moved) : ''} ${moved ? PLACEMENT_UPDATE : ''} ${used ? USAGE_UPDATE : ''}
       from (
-        select * from json_to_recordset($4::text::json)
-          as u(k uuid, f bigint, g bigint, b text, n bigint, r bigint, s text, p int, a int, e text, st timestamptz, en timestamptz, w text, v timestamptz
-            ${moved ? PLACEMENT_COLUMNS : ''} ${used ? USAGE_COLUMNS : ''})
+        select * from json_to_recordset($4::text::json) as u(k uuid, f bigint, g bigint, b text, n bigint, r bigint
+          ${held ? ', w text, v timestamptz' : ''} ${told ? TOLD_COLUMNS : ''} ${moved ? PLACEMENT_COLUMNS : ''} ${used ? USAGE_COLUMNS : ''})
         order by k
-      ) u where runs.key = u.k ${guarded ? UNMOVED : ''} returning 1
+      ) u where runs.key = u.k ${guarded ? UNMOVED : ''} ${guarded && held ? HELD : ''} returning 1
     ), ${storingEvents(guarded ? '(select count(*) from updated) = $5::int' : 'true')}
     ${hooked ? OUTBOX : ''}
     select ${guarded ? guard(hooked) : 'count(*)'} from updated`
 }
 
-const UNMOVED = `and runs.last_seq = u.f and runs.last_raw_seq = u.g and runs.status = u.b
-  and (u.w is null or runs.worker_id = u.w and (runs.lease_expires_at is null or runs.lease_expires_at > clock_timestamp()))
+const UNMOVED = "and runs.last_seq = u.f and runs.last_raw_seq = u.g and runs.status = coalesce(u.b, 'running')"
+const HELD = `and (u.w is null or runs.worker_id = u.w and (runs.lease_expires_at is null or runs.lease_expires_at > clock_timestamp()))
   and (u.v is null or runs.reserved_until = u.v)`
 
 const ENDPOINTS = '(select from webhook_endpoints where enabled)'
@@ -227,13 +247,19 @@ const PLACEMENT_COLUMNS = `, moved bool, placed bool, queue text, priority int, 
  * The session's time (`session.ttlMs`) runs while the run does, whoever started or suspended it; else what is left of it is kept, and a new attempt has all of it.
  * The descriptor is looked into only when a run begins to run.
  */
-const sessionTime = (moved: boolean) => `
-  ttl_expires_at = case when u.s = 'running' then case when runs.status = 'running' then runs.ttl_expires_at else coalesce(
+const toldUpdate = (moved: boolean) => `,
+  status = coalesce(u.s, runs.status), attempt = coalesce(u.a, runs.attempt),
+  progress = case when u.s is null then runs.progress else u.p end,
+  error = case when u.s is null then runs.error else u.e::json end,
+  started_at = case when u.s is null then runs.started_at else u.st end,
+  ended_at = case when u.s is null then runs.ended_at else u.en end,
+  ttl_expires_at = case when u.s is null or u.s = 'running' and runs.status = 'running' then runs.ttl_expires_at when u.s = 'running' then coalesce(
     ${moved ? 'u."ttlExpiresAt",' : ''} runs.ttl_expires_at,
     clock_timestamp() + interval '1 millisecond' * coalesce(runs.ttl_remaining_ms, case when json_typeof(runs.descriptor->'session'->'ttlMs') = 'number'
-      then least(greatest((runs.descriptor->'session'->>'ttlMs')::numeric, 0), 315360000000)::bigint end)) end end,
-  ttl_remaining_ms = case when u.s = 'suspended' then coalesce(${moved ? 'u."ttlRemainingMs",' : ''} runs.ttl_remaining_ms,
+      then least(greatest((runs.descriptor->'session'->>'ttlMs')::numeric, 0), 315360000000)::bigint end)) end,
+  ttl_remaining_ms = case when u.s is null then runs.ttl_remaining_ms when u.s = 'suspended' then coalesce(${moved ? 'u."ttlRemainingMs",' : ''} runs.ttl_remaining_ms,
     case when runs.ttl_expires_at is not null then greatest(0, extract(epoch from runs.ttl_expires_at - clock_timestamp()) * 1000)::bigint end) end`
+const TOLD_COLUMNS = ', s text, p int, a int, e text, st timestamptz, en timestamptz'
 
 const USAGE_UPDATE = `,
   input_tokens = case when u.used then least(u."inputTokens", 9007199254740991)::bigint else runs.input_tokens end,

@@ -15,7 +15,8 @@ import { changesUsage } from '../projections/usage.js'
 import type { AppendItem, AppendOutcome, AppendRequest, ItemResult, PlacedRun } from './append-request.js'
 import type { CommittedBatch, CommittedEvent } from './committed.js'
 import type { LogCorrupt, RowError } from './corrupt.js'
-import { addRow, type EventRows, noEventRows } from './event-rows.js'
+import { addRow, DEFAULT_FORMAT, type EventRows, noEventRows } from './event-rows.js'
+import type { Told } from './states.js'
 
 /** Who the control plane is in `source`. Its events have no raw event: their rawSeq is 0. */
 const CONTROL_PLANE = 'runplane'
@@ -34,6 +35,8 @@ export interface RunRow {
   error?: RowError | null
   /** Only where a request of the group asks for it. */
   place?: PlacedRun
+  /** Undefined: not known. */
+  told?: Told | undefined
 }
 
 export interface ProducerRow {
@@ -75,6 +78,8 @@ export interface RunWork {
   /** What the overview adds up may have changed. */
   usageChanged: boolean
   committed: CommittedEvent[]
+  /** What its row says when it is stored. */
+  told?: Told
 }
 
 export interface Rows {
@@ -330,7 +335,8 @@ function appendItem(request: AppendRequest, item: AppendItem, index: number, run
   const count = normalized.events.length
   // What the row set knows by itself is left out: see event-rows.ts.
   const raw =
-    `,"r":${rawSeq},"at":"${request.receivedAt}","fmt":"${item.format}","s":${JSON.stringify(sourceName)}` +
+    `,"r":${rawSeq},"at":"${request.receivedAt}","s":${JSON.stringify(sourceName)}` +
+    (item.format === DEFAULT_FORMAT ? '' : `,"fmt":"${item.format}"`) +
     (count === 1 ? '' : `,"f":${firstSeq},"c":${count}`) +
     (rawType === first?.type ? '' : `,"rt":${JSON.stringify(rawType)}`) +
     (eventId === undefined ? '' : `,"i":${JSON.stringify(eventId)}`)

@@ -142,7 +142,8 @@ async function storeAtOnce(
   const hooked = hooks.enabled ?? true
   for (const { runKey, row, state } of hot.values()) {
     if (!row || !state) return undefined
-    works.set(runKey, beginWork({ key: runKey, id: row.id, workspace_id: row.workspaceId, last_seq: row.lastSeq, last_raw_seq: row.lastRawSeq, hooked }, state))
+    const { id, workspaceId, lastSeq, lastRawSeq, told } = row
+    works.set(runKey, beginWork({ key: runKey, id, workspace_id: workspaceId, last_seq: lastSeq, last_raw_seq: lastRawSeq, hooked, told }, state))
   }
   for (const { runKey, workerId, reserved } of requests) {
     const work = works.get(runKey)
@@ -207,7 +208,10 @@ function remember(works: Map<string, RunWork>, hot: Map<string, HotState>): void
     const work = works.get(one.runKey)
     // Of no run, or of one that was not made after all, nothing is kept.
     if (!work || (isTerminal(work.status) && work.lastSeq <= SHORT_EVENTS)) drop(one)
-    else one.row = { id: work.row.id, workspaceId: work.row.workspace_id, lastSeq: work.lastSeq, lastRawSeq: work.lastRawSeq }
+    else {
+      const { row, lastSeq, lastRawSeq, told = row.told } = work
+      one.row = { id: row.id, workspaceId: row.workspace_id, lastSeq, lastRawSeq, told }
+    }
   }
 }
 

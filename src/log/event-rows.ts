@@ -15,6 +15,8 @@ export interface EventRows {
 
 export const noEventRows = (): EventRows => ({ columns: [], bodies: [], events: [] })
 
+export const DEFAULT_FORMAT = 'native'
+
 /** @param columns a JSON object; `body` and `event`, JSON texts or nothing */
 export function addRow(rows: EventRows, columns: string, body: string, event: string): void {
   rows.columns.push(columns)
@@ -28,7 +30,7 @@ const SEPARATOR = '\u001e'
 /**
  * A row set of the three parameters with these names.
  * - `k`: the run's key
- * - the raw event, where `r` is not null: `r` its number, `at`, `f` the first seq (null: `n`), `c` how many (null: one), `fmt`, `rt` (null: `y`), `s`, `i`, `b` the text
+ * - the raw event, where `r` is not null: `r` its number, `at`, `f` the first seq (null: `n`), `c` how many (null: one), `fmt` (null: DEFAULT_FORMAT), `rt` (null: `y`), `s`, `i`, `b` the text
  * - the canonical event, where `n` is not null: `n` its number, `t`, `y`, `u`, `h`, `d`, `e` the text
  */
 const eventRecords = (columns: string, bodies: string, events: string) => `rows from (
@@ -43,7 +45,7 @@ export const storingEvents = (condition = 'true') => `
     select * from ${eventRecords('$1', '$2', '$3')} where ${condition}
   ), raw as (
     insert into run_events_raw (run_key, raw_seq, received_at, first_seq, seq_count, format, raw_type, source, event_id, body)
-    select k, r, at, coalesce(f, n), coalesce(c, 1), fmt, coalesce(rt, y), s, i, b from events where r is not null
+    select k, r, at, coalesce(f, n), coalesce(c, 1), coalesce(fmt, '${DEFAULT_FORMAT}'), coalesce(rt, y), s, i, b from events where r is not null
   ), canonical as (
     insert into run_events_canonical (run_key, seq, ts, type, subject, shape, content, event)
     select k, n, t, y, u, h, d, e::json from events where n is not null

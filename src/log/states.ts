@@ -9,7 +9,7 @@
 import type { Queries } from '../db/client.js'
 import type { CanonicalEvent } from '../domain/canonical-event.js'
 import { RunplaneError } from '../errors.js'
-import { createState, decodeOlderState, decodeState, type FoldState, foldEvent, PROJECTION_SCHEMA_VERSION } from '../projections/fold.js'
+import { createState, decodeOlderState, decodeState, type FoldState, foldEvent, PROJECTION_SCHEMA_VERSION, type RunSummary } from '../projections/fold.js'
 import { LogCorrupt } from './corrupt.js'
 
 /** A state that is larger than this as text counts as several: most have a few KiB, the largest about a MiB, and in memory it is three times that. */
@@ -17,12 +17,17 @@ const BYTES_OF_ONE = 128 * 1024
 /** Rows of one page of a catch-up. */
 const PAGE_ROWS = 1000
 
+/** What a run's row says of its state. */
+export type Told = Pick<RunSummary, 'status' | 'progress' | 'attempt' | 'error' | 'startedAt' | 'endedAt'>
+
 /** What a run's row said after this process's last commit to it. As long as nobody else writes, it still does. */
 export interface KnownRow {
   id: string
   workspaceId: string
   lastSeq: number
   lastRawSeq: number
+  /** Undefined: not known. */
+  told?: Told | undefined
 }
 
 export interface HotState {
