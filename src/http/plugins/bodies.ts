@@ -56,7 +56,7 @@ export const bodiesPlugin = fastifyPlugin(
 
     function watchOver(): void {
       for (const { payload, reply } of begun) {
-        if (reply.request.raw.complete) continue
+        if (reply.request.raw.complete || reply.request.raw.destroyed) continue
         const timer = setTimeout(giveUp, config.BODY_TIMEOUT_MS, payload, reply)
         // Comes after its end as well.
         payload.once('close', () => clearTimeout(timer))
