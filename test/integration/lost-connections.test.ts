@@ -101,9 +101,10 @@ test('a connection that was lost with a query under way ends at once', async (t)
   const database = await testDatabase(t)
   const connection = dedicate(database.connect)
   const [row] = await connection.sql<{ pid: number }[]>`select pg_backend_pid() as pid`
-  const query = connection.sql`select pg_sleep(60)`.execute()
+  // Awaited from the start: the loss may be told before the answer of the query that causes it.
+  const lost = t.rejects(connection.sql`select pg_sleep(60)`)
   await database.sql`select pg_terminate_backend(${row?.pid ?? 0})`
-  await t.rejects(query)
+  await lost
   await delay(100)
   const ended = await Promise.race([connection.end().then(() => 'ended'), delay(4000).then(() => 'still ending')])
   t.equal(ended, 'ended')
