@@ -7,6 +7,7 @@ import type { TObject, TSchema } from '@sinclair/typebox'
 import { type TypeCheck, TypeCompiler } from '@sinclair/typebox/compiler'
 import { Value } from '@sinclair/typebox/value'
 import { type DraftEvent, EVENT_TYPES, type EventType, isEventType, type Reference } from '../domain/canonical-event.js'
+import { percentageOf } from '../domain/percentage.js'
 import { isFields } from './fields.js'
 import { MAX_ID_CHARS } from './format.js'
 import { defaultSubject } from './subject.js'
@@ -26,6 +27,22 @@ function checkOf(type: EventType): TypeCheck<TObject> {
     checks.set(type, check)
   }
   return check
+}
+
+/** Types whose data may hold an error. */
+const FAILING: ReadonlySet<string> = new Set(Object.entries(EVENT_TYPES).flatMap(([type, { data }]) => (Object.hasOwn(data.properties, 'error') ? [type] : [])))
+
+/** What may be told in several ways has one in the log: an error is an object, and progress a percentage. */
+function nameAlike(draft: DraftEvent): void {
+  nameCounts(draft)
+  const { data } = draft
+  if (typeof data.error === 'string' && FAILING.has(draft.type)) draft.data = { ...data, error: { message: data.error } }
+  if (draft.type === 'progress.reported' && data.percentage === undefined) {
+    const { current, total } = data
+    if (typeof current !== 'number' || typeof total !== 'number') return
+    const percentage = percentageOf({ current, total })
+    if (percentage !== undefined) draft.data = { ...data, percentage }
+  }
 }
 
 /** Types whose data holds token counts itself, and types that hold them under `usage`. */
@@ -88,12 +105,12 @@ function lowerFirst(text: string): string {
 }
 
 /**
- * Brings a draft into the form that the log stores: canonical names of counts, and the default subject.
+ * Brings a draft into the form that the log stores: canonical names of counts, an error as an object, a percentage, and the default subject.
  * @param nullIsAbsent whether a field that the type names, and that is null against its type, is left out
  * @returns what does not fit, as `<JSON pointer>: <what was expected>`; undefined when all does.
  */
 export function fitDraft(draft: DraftEvent, nullIsAbsent = false): string | undefined {
-  nameCounts(draft)
+  nameAlike(draft)
   draft.subject ??= defaultSubject(draft)
   if (draft.stepId !== undefined && (draft.stepId.length < 1 || draft.stepId.length > MAX_ID_CHARS)) {
     return `/stepId: expected a text of 1 to ${MAX_ID_CHARS} characters`

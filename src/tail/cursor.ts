@@ -21,10 +21,15 @@ export function parseSeq(name: string, value: string): number {
   return seq
 }
 
+/** Where a reader is. A number that no seq can be is beyond the head, as any other that is too great: the answer to that says the head. */
+function parsePlace(name: string, value: string): number {
+  return /^\d{16,}$/.test(value) ? Math.min(Number(value), Number.MAX_SAFE_INTEGER) : parseSeq(name, value)
+}
+
 /** The cursor of a reader of one run; undefined: from the start. An empty `Last-Event-ID` is none (a browser that has no id sends none). */
 export function parseCursor(afterSeq: string | undefined, lastEventId: string | undefined): number | undefined {
-  const asked = afterSeq === undefined ? undefined : parseSeq('afterSeq', afterSeq)
-  const last = lastEventId === undefined || lastEventId === '' ? undefined : parseSeq('Last-Event-ID', lastEventId)
+  const asked = afterSeq === undefined ? undefined : parsePlace('afterSeq', afterSeq)
+  const last = lastEventId === undefined || lastEventId === '' ? undefined : parsePlace('Last-Event-ID', lastEventId)
   return asked === undefined ? last : Math.max(asked, last ?? 0)
 }
 

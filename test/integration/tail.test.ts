@@ -87,11 +87,13 @@ t.test('the tail of one run', async (t) => {
 
   await t.test('refuses cursors that are not one, and those beyond the head', async (t) => {
     const run = await runWith(database, 3)
-    for (const bad of ['-1', '1.5', 'x', '', ' 1', '1e3', '0x1', '99999999999999999999']) {
+    for (const bad of ['-1', '1.5', 'x', '', ' 1', '1e3', '0x1']) {
       t.match(await refusal(run, `?afterSeq=${encodeURIComponent(bad)}`), { status: 400, code: 'CURSOR_INVALID' }, `'${bad}'`)
     }
     t.match(await refusal(run, '', { 'last-event-id': 'abc' }), { status: 400, code: 'CURSOR_INVALID' })
-    t.match(await refusal(run, '?afterSeq=4'), { status: 400, code: 'CURSOR_INVALID', detail: /head.* 3/ })
+    for (const beyond of ['4', '9007199254740992', '99999999999999999999', '9'.repeat(400)]) {
+      t.match(await refusal(run, `?afterSeq=${beyond}`), { status: 400, code: 'CURSOR_INVALID', detail: /head.* 3/ }, beyond)
+    }
   })
 
   await t.test('refuses parameters that are wrong', async (t) => {

@@ -54,6 +54,23 @@ t.test('the longest ids that are accepted fit one row of a Postgres index', asyn
   t.ok(Buffer.byteLength(id + source) < 2600)
 })
 
+t.test('an error is an object and progress a percentage, however they are told', async (t) => {
+  const dataOf = (event: Record<string, unknown>) => {
+    const result = normalizeItem(formatFor(undefined, undefined), event, context)
+    assert.ok(result.ok)
+    return result.events[0]?.data
+  }
+  for (const type of ['run.failed', 'step.failed', 'llm.call.failed', 'tool.failed'])
+    t.strictSame(dataOf({ type, stepId: 's', data: { error: 'boom', retryable: true } }), { error: { message: 'boom' }, retryable: true }, type)
+  t.strictSame(dataOf({ type: 'run.failed', data: { error: { code: 7 } } }), { error: { code: 7 } })
+  t.strictSame(dataOf({ type: 'gate.failed', data: { name: 'g', error: 'boom' } }), { name: 'g', error: 'boom' }, 'no error of the vocabulary')
+  const progress = (data: Record<string, unknown>) => dataOf({ type: 'progress.reported', data })?.percentage
+  t.equal(progress({ current: 3, total: 4 }), 75)
+  t.equal(progress({ current: 5, total: 4 }), 100)
+  t.equal(progress({ current: 3, total: 4, percentage: 10 }), 10, 'what is told counts')
+  for (const data of [{ current: 3 }, { total: 4 }, { current: 3, total: 0 }, {}]) t.equal(progress(data), undefined)
+})
+
 t.test('explain shows each item with its defaults filled, and changes nothing of the others', async (t) => {
   const body = '[{"id":"a","source":"w","type":"run.started"},{"type":"tool.called","data":{"name":"bash"}},{"type":"step.output","data":{}},7]'
   t.strictSame(explain(formatFor(undefined, undefined), splitJsonBody(Buffer.from(body), limits), context), {
