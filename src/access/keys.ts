@@ -44,6 +44,8 @@ export interface Keys {
   revoke(id: string, workspaceId?: string): Promise<void>
   /** Who holds this key; undefined if nobody does. */
   authenticate(key: string): Access | undefined | Promise<Access | undefined>
+  /** Who held this key when it was last looked up; undefined if that is not known. */
+  lastHolder(key: string): Access | undefined
   /** Whether there is any key; without one the service is open. At once, where it has been asked a moment ago. */
   exist(): boolean | Promise<boolean>
 }
@@ -156,6 +158,8 @@ export function createKeys({ db }: Pick<Database, 'db'>, { adminApiKey, now = Da
       if (!KEY_PATTERN.test(key)) return undefined
       return holders.get(hash.toString('base64'), () => find(hash))
     },
+
+    lastHolder: (key) => holders.last(sha256(key).toString('base64')),
 
     exist: () => {
       if (adminHash) return true

@@ -299,8 +299,33 @@ t.test('a cached answer is asked for once, expires, is bounded, and is not kept 
   t.equal(await ask('b'), 5, 'it was not, and made room')
   await t.rejects(async () => cache.get('d', () => Promise.reject(new Error('down'))))
   t.equal(await ask('d'), 6)
+  nowMs = 20
+  await t.rejects(async () => cache.get('d', () => Promise.reject(new Error('down'))))
+  t.equal(cache.last('d'), 6, 'what was known before is known still')
+  t.equal(await ask('d'), 7, 'but asked for again')
   cache.clear()
-  t.equal(await ask('d'), 7)
+  t.equal(cache.last('d'), undefined)
+  t.equal(await ask('d'), 8)
+})
+
+t.test('without the database, metrics are for those who had them before, and nothing else is for anyone', async (t) => {
+  for (const isOpen of [true, false]) {
+    const gone = await testDatabase(t)
+    let nowMs = 0
+    const { app, keys } = await baseApp(t, gone, { now: () => nowMs })
+    const admin = isOpen ? undefined : bearer((await keys.create({ name: 'admin', role: 'admin' })).key)
+    const later = isOpen ? undefined : bearer((await keys.create({ name: 'later', role: 'guest' })).key)
+    const statuses = (headers?: Record<string, string>) =>
+      Promise.all(['/metrics', '/guest'].map(async (url) => (await app.inject({ url, headers: { host: 'localhost', ...headers } })).statusCode))
+    t.same(await statuses(admin), [200, 200])
+    await gone.sql.end()
+    nowMs = 60_000
+    for (const _ of [1, 2]) t.same(await statuses(admin), [200, 503], isOpen ? 'open' : 'with a key')
+    if (!isOpen) {
+      t.same(await statuses(), [401, 503], 'without a key')
+      t.same(await statuses(later), [503, 503], 'with a key that was not used yet')
+    }
+  }
 })
 
 t.test('ADMIN_API_KEY is an admin key that is not in the database', async (t) => {

@@ -179,16 +179,21 @@ t.test('a request whose client leaves has its line as well, and is no fault of t
 })
 
 t.test('whatever is thrown leaves as problem details, and what we do not know leaves as nothing but that', async (t) => {
+  const dropped = await testDatabase(t)
+  const [{ name }] = await dropped.sql<[{ name: string }]>`select current_database() as name`
+  await database.sql`drop database ${database.sql(name)} with (force)`
   const { app, log } = await baseApp(t, database, {
     routes: (app) => {
       const route = (url: string, fail: () => unknown) => app.get(url, { config: { role: 'guest' }, schema: { hide: true } }, async () => fail())
       route('/known', () => Promise.reject(new RunplaneError('OVERLOADED', 'The queue is full.', { headers: { 'retry-after': '2' } })))
+      route('/dropped', () => dropped.connect({ max: 1 })`select 1`)
       route('/unknown', () => Promise.reject(new Error('secret cause')))
       route('/database', () => database.sql`select 'a secret value'::int`)
       route('/nothing', () => Promise.reject(undefined))
     },
   })
   t.match(await app.inject('/known'), { statusCode: 503, headers: { 'retry-after': '2' } })
+  t.match(await app.inject('/dropped'), { statusCode: 503, headers: { 'retry-after': '1' }, body: /The database does not answer/ })
   for (const url of ['/unknown', '/database', '/nothing']) {
     const answer = await app.inject(url)
     t.match(answer.json(), { type: 'urn:runplane:problem:INTERNAL', status: 500, code: 'INTERNAL', detail: /requestId/, requestId: String }, url)

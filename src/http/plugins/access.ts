@@ -22,6 +22,8 @@ declare module 'fastify' {
     role?: Role
     /** Anyone may call it; `request.access` throws there. */
     public?: true
+    /** It is needed most when the database is not there: then who asks is let in as before. */
+    withoutDatabase?: true
   }
   interface FastifyRequest {
     readonly access: Access
@@ -80,27 +82,30 @@ export const accessPlugin = fastifyPlugin(
     })
 
     function admit(request: FastifyRequest): undefined | Promise<undefined> {
-      const needed = routeOf(request).config?.role
+      const { role: needed, withoutDatabase = false } = routeOf(request).config ?? {}
       const exist = keys.exist()
       if (typeof exist === 'boolean') open = !exist
       else {
         const known = exist.then((some) => {
           open = !some
         })
-        if (needed) return known.then(() => enter(request, needed))
+        const settled = known.catch(() => {})
         // Public routes, health among them, must not wait for the database: for them what was known last is good enough.
-        known.catch(() => {})
+        if (needed) return (withoutDatabase ? settled : known).then(() => enter(request, needed, withoutDatabase))
       }
-      return enter(request, needed)
+      return enter(request, needed, withoutDatabase)
     }
 
-    function enter(request: FastifyRequest, needed: Role | undefined): undefined | Promise<undefined> {
+    function enter(request: FastifyRequest, needed: Role | undefined, withoutDatabase: boolean): undefined | Promise<undefined> {
       if (open) assertLocal(request, listensOnLoopback, allowedOrigins)
       if (!needed) return undefined
       if (open) return grant(request, needed, OPEN_ACCESS)
       const key = presentedKey(request)
-      const access = key === undefined ? undefined : keys.authenticate(key)
-      return access instanceof Promise ? access.then((holder) => grant(request, needed, holder)) : grant(request, needed, access)
+      if (key === undefined) return grant(request, needed, undefined)
+      const access = keys.authenticate(key)
+      if (!(access instanceof Promise)) return grant(request, needed, access)
+      const holder = withoutDatabase ? access.catch((error) => keys.lastHolder(key) ?? Promise.reject(error)) : access
+      return holder.then((known) => grant(request, needed, known))
     }
   },
   { name: 'access', dependencies: ['errors'] },

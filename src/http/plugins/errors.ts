@@ -12,8 +12,11 @@ import { PROBLEM_CONTENT_TYPE, toProblem } from '../schemas/problem.js'
 import { createRouteMatcher } from './route-matcher.js'
 import { validationFields } from './validation-fields.js'
 
-/** Errors of the database that pass: the connection (postgres.js and system codes), SQLSTATE 08, 53, 57P0x and 25006 (a standby). */
-const UNAVAILABLE = /^(CONNECTION_\w+|CONNECT_TIMEOUT|ECONNREFUSED|ECONNRESET|EPIPE|ENOTFOUND|ETIMEDOUT|ENOENT|08...|53...|57P0[1-5]|25006)$/
+/**
+ * Errors of the database that pass: the connection (postgres.js and system codes), SQLSTATE 08, 53, 57P0x and 25006 (a standby),
+ * and what an operator mends while clients try again: 28 (who may connect), 3D000 and 55000 (a database that is away, or taken out of use).
+ */
+const UNAVAILABLE = /^(CONNECTION_\w+|CONNECT_TIMEOUT|ECONNREFUSED|ECONNRESET|EPIPE|ENOTFOUND|ETIMEDOUT|ENOENT|08...|28...|3D000|53...|55000|57P0[1-5]|25006)$/
 
 export const errorsPlugin = fastifyPlugin(
   async (app: FastifyInstance) => {

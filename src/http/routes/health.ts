@@ -62,7 +62,7 @@ export function healthRoutes({ checks, metrics }: { checks: Record<string, Healt
     app.get(
       '/metrics',
       {
-        config: { role: 'guest' },
+        config: { role: 'guest', withoutDatabase: true },
         schema: {
           operationId: 'metrics',
           summary: 'Metrics for Prometheus',
