@@ -11,7 +11,7 @@ import { type Folds, type RunState, SECTIONS } from './sections.js'
 export type { RunState } from './sections.js'
 
 /** Goes up with every change of what a section keeps or means: a snapshot of another version is rebuilt. */
-export const PROJECTION_SCHEMA_VERSION = 6
+export const PROJECTION_SCHEMA_VERSION = 7
 
 export interface FoldState {
   /** The seq of the last event that was folded; 0 before the first. */

@@ -80,8 +80,9 @@ function contribute(state: DecisionFold, event: EventOf<'proposal.created' | 'pr
   state.contributions += 1
   state.dropped += keepRecent(state.proposals, contribution, MAX_PROPOSALS)
   // A message without an option of its own is named after its type: that says nothing of what is proposed.
-  if (event.type === 'proposal.created' && data.action !== undefined && data.action !== data.messageType)
-    keep(state.actions, proposalId, contribution.action, MAX_ACTIONS)
+  if (event.type === 'proposal.created' && data.action !== undefined && data.action !== data.messageType) {
+    if (keep(state.actions, proposalId, contribution.action, MAX_ACTIONS) !== undefined) state.truncated += 1
+  }
   if (state.current?.finalized) return
   state.current = {
     ...OPEN,

@@ -100,15 +100,24 @@ export const graph = defineSection({
     }))
     for (const [id, status] of state.stages) nodes.push({ id, kind: STAGE_KINDS[id] ?? 'stage', status })
     const edges = [...state.edges.values()].map(({ from, to, kind, ts }) => ({ from, to, kind, ts }))
+    let hidden = 0
     for (const edge of state.edges.values()) {
       const kind = BROADCASTS.get(edge.kind)
       if (kind === undefined) continue
       const [from, by] = edge.kind === 'proposes' ? [PROPOSAL, edge.from] : [edge.to, edge.to]
       for (const { participantId, joinedSeq } of people) {
-        if (edges.length >= MAX_SHOWN_EDGES) break
-        if (joinedSeq <= edge.seq && participantId !== by) edges.push({ from, to: participantId, kind, ts: edge.ts })
+        if (joinedSeq > edge.seq || participantId === by) continue
+        if (edges.length < MAX_SHOWN_EDGES) edges.push({ from, to: participantId, kind, ts: edge.ts })
+        else hidden += 1
       }
     }
-    return { nodes, edges, participants: folds.participants.total, dropped: state.dropped + folds.participants.dropped, truncated: state.truncated }
+    const { total, unnamed, dropped, truncated } = folds.participants
+    return {
+      nodes,
+      edges,
+      participants: total + unnamed,
+      dropped: state.dropped + hidden + dropped + unnamed,
+      truncated: state.truncated + truncated,
+    }
   },
 })

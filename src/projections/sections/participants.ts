@@ -51,6 +51,8 @@ export interface ParticipantsFold {
   gone: Map<string, 0 | 1>
   tallies: Map<string, Tally>
   total: number
+  /** Of one event that names more than are looked at: the most. */
+  unnamed: number
   /** The last message to all, and who sent it. */
   broadcastSeq: number
   broadcastBy: string
@@ -111,10 +113,17 @@ function tally(state: ParticipantsFold, event: CanonicalEvent, what: 'messages' 
   known.confidence += confidence
 }
 
+/** As many of those that one event names as are looked at; the others are counted, once for all events. */
+function named<T>(state: ParticipantsFold, all: readonly T[]): readonly T[] {
+  if (all.length <= MAX_NAMED) return all
+  state.unnamed = Math.max(state.unnamed, all.length - MAX_NAMED)
+  return all.slice(0, MAX_NAMED)
+}
+
 /** Participants that are declared: ids, or objects with an id and a role. */
 function declare(state: ParticipantsFold, seq: number, declared: unknown): void {
   if (!Array.isArray(declared)) return
-  for (const one of declared.slice(0, MAX_NAMED)) {
+  for (const one of named<unknown>(state, declared)) {
     const id = textOf(one) ?? textOf(field(one, 'participantId')) ?? textOf(field(one, 'id'))
     if (id === null || id === '') continue
     const participant = join(state, id, seq)
@@ -128,7 +137,7 @@ function address(state: ParticipantsFold, event: EventOf<'message.sent' | 'messa
   if (data.messageType === 'SessionStart') declare(state, seq, field(data.payload, 'participants'))
   if (event.late === true) return
   if (data.recipients !== undefined && data.recipients.length > 0) {
-    for (const recipient of data.recipients.slice(0, MAX_NAMED)) if (recipient !== '' && recipient !== sender) join(state, recipient, seq).waitingSeq = seq
+    for (const recipient of named(state, data.recipients)) if (recipient !== '' && recipient !== sender) join(state, recipient, seq).waitingSeq = seq
   } else if (event.type === 'message.received' && (data.messageType === 'SessionStart' || data.messageType === 'Proposal')) {
     state.broadcastSeq = seq
     state.broadcastBy = sender === undefined ? '' : idOf(sender)
@@ -142,6 +151,7 @@ export const participants = defineSection({
     gone: new Map(),
     tallies: new Map(),
     total: 0,
+    unnamed: 0,
     broadcastSeq: 0,
     broadcastBy: '',
     dropped: 0,
@@ -219,5 +229,5 @@ export function electorate(state: ParticipantsFold): number {
   let voters = 0
   for (const participant of state.participants.values()) if (participant.role === VOTER) voters += 1
   for (const votes of state.gone.values()) voters += votes
-  return voters > 0 ? voters : state.total
+  return voters > 0 ? voters : state.total + state.unnamed
 }

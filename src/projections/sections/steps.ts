@@ -100,6 +100,7 @@ function enter(state: StepsFold, event: StepEvent): Step {
   const gone = keep(state.steps, id, step, MAX_STEPS, (other) => other.status !== 'running' || other.attempt !== state.attempt)
   if (gone !== undefined) {
     state.dropped += 1
+    state.notes.delete(gone.id)
     if (gone.status === 'running' && gone.attempt === state.attempt) {
       state.droppedRunning += 1
       state.partial -= partOf(gone)
@@ -112,7 +113,8 @@ function note(state: StepsFold, step: Step): Note {
   const known = state.notes.get(step.id)
   if (known !== undefined) return known
   const fresh: Note = { message: null, reason: null, lastOutput: null }
-  keep(state.notes, step.id, fresh, MAX_NOTES)
+  const gone = keep(state.notes, step.id, fresh, MAX_NOTES)
+  if (gone !== undefined) for (const text of [gone.message, gone.reason, gone.lastOutput]) if (text !== null) state.truncated += 1
   return fresh
 }
 

@@ -167,6 +167,18 @@ t.test('the 50 most recent contributions are kept, and all are counted', async (
   t.match(log.view().policy.voteTally, [{ allow: 80, deny: 0 }])
 })
 
+t.test('what is proposed is known of the last 50 proposals, and counted for those before them', async (t) => {
+  const log = createLog()
+  for (let index = 0; index < 60; index++) log.about(`proposal/p${index}`, 'proposal.created', { action: `do-${index}` })
+  t.match(log.view().decision, { contributions: 60, dropped: 10, truncated: 10 })
+  const currentAfter = (proposal: string) => {
+    log.about(`proposal/${proposal}`, 'proposal.updated', { vote: 'allow' })
+    return log.view().decision.current?.action
+  }
+  t.equal(currentAfter('p10'), 'do-10')
+  t.equal(currentAfter('p9'), 'p9')
+})
+
 t.test('votes are tallied one a participant, against the voters or else all participants', async (t) => {
   const log = createLog()
   startSession(log)
@@ -251,4 +263,30 @@ t.test('participants beyond the list are counted once, however often they are to
     t.match(graph, role ? { participants: 701, dropped: 401 } : { participants: 700, dropped: 400 })
     t.match(policy.voteTally, [{ threshold: 350, quorum: { required: 700, cast: 1 } }])
   }
+})
+
+t.test('participants that one event names beyond those that are looked at are counted once, and vote', async (t) => {
+  const log = createLog()
+  const ids = Array.from({ length: 1500 }, (_, index) => `agent-${index}`)
+  log.control('run.created', { participants: ids })
+  log.control('session.bound', { participants: ids })
+  log.about('message/m', 'message.received', { messageType: 'Vote', sender: 'agent-0', recipients: ids.slice(0, 1200) })
+  log.about('proposal/p', 'proposal.updated', { sender: 'agent-0', vote: 'allow' })
+  const { participants, graph, policy } = log.view()
+  t.equal(participants.length, 300)
+  // The participants that are not shown, and the recipients beyond the 100 that get an edge.
+  t.match(graph, { participants: 1500, dropped: 1200 + 1100 })
+  t.match(policy.voteTally, [{ threshold: 750, quorum: { required: 1500 } }])
+})
+
+t.test('edges that are not shown are counted, and so are roles that are cut', async (t) => {
+  const log = createLog()
+  const ids = Array.from({ length: 250 }, (_, index) => `agent-${index}`)
+  log.control('run.created', { participants: ids.map((id) => ({ id, role: 'r'.repeat(id === 'agent-7' ? 500 : 5) })) })
+  envelope(log, 'agent-0', 'SessionStart')
+  envelope(log, 'agent-1', 'Proposal')
+  const { graph } = log.view()
+  // Two of the stages, and twice one to each other participant.
+  t.equal(graph.edges.length, 300)
+  t.match(graph, { participants: 250, dropped: 2 + 2 * 249 - 300, truncated: 1 })
 })

@@ -336,6 +336,20 @@ t.test('steps: the counts are right for more steps than the list holds', async (
   t.ok(steps.dropped >= 700)
 })
 
+t.test('steps: the texts of the last 100 are kept, and those of the others are counted', async (t) => {
+  const state = createState()
+  let seq = 0
+  const about = (id: number, type: string, data: Record<string, unknown>) =>
+    foldEvent(state, eventAt(++seq, type, data, { subject: { kind: 'step', id: `s${id}` } }))
+  for (let id = 0; id < 150; id++) {
+    about(id, 'step.output', { text: 'out' })
+    about(id, 'progress.reported', { message: 'half', percentage: 50 })
+  }
+  const { steps } = viewState(state)
+  t.equal(steps.steps.filter((step) => step.lastOutput === 'out' && step.message === 'half').length, 100)
+  t.match(steps, { total: 150, dropped: 0, truncated: 100 })
+})
+
 t.test('llm: calls, totals and models, under our names and those of macp dashboards', async (t) => {
   const log = createLog()
   log.about('llm_call/1', 'llm.call.started', { provider: 'p', model: 'small' })
