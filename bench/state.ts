@@ -2,7 +2,7 @@
  * The state of a run of 100,000 events.
  *
  *   state        GET /runs/:id/state: hot (asked for again), cold (first request after a restart, from the stored snapshot), and folded from its
- *                first event (the same without a snapshot). Printed.
+ *                first event (the same without a snapshot and without the checkpoints on the way). Printed.
  *   fold         the projections alone, in memory, over the same events, parsed beforehand. Target: at least 500,000 events/s.
  * Knobs: ROUNDS.
  */
@@ -38,6 +38,7 @@ export const state: Scenario = async ({ database, quick, startService, longRun }
     service = await startService()
     const sql = await database.connect(1)
     await sql`delete from run_projections`
+    await sql`delete from run_checkpoints`
     await sql.end()
     folded.push(await ask())
     await service.stop()

@@ -44,7 +44,9 @@ export function loadPrices(path: string | undefined): PriceTable {
   try {
     return createPrices(JSON.parse(readFileSync(path, 'utf8')))
   } catch (error) {
-    throw new ConfigError(`MODEL_PRICES_FILE: ${path} cannot be used: ${error instanceof Error ? error.message : String(error)}`)
+    throw new ConfigError(
+      `MODEL_PRICES_FILE: ${path} cannot be used: ${error instanceof Error ? error.message : String(error)}. Allowed: a table as in docs/METRICS.md.`,
+    )
   }
 }
 

@@ -47,11 +47,12 @@ export function parsePolicies(text: string | undefined): RetentionPolicy[] {
   try {
     value = JSON.parse(text)
   } catch {
-    throw new ConfigError('RETENTION_POLICIES: its value is not JSON. Allowed: a list of policies (docs/RETENTION.md).')
+    throw new ConfigError(`RETENTION_POLICIES: '${shortened(text)}' is not JSON. Allowed: a list of policies (docs/RETENTION.md).`)
   }
   if (!Value.Check(Policies, value)) {
     const [fault] = Value.Errors(Policies, value)
-    throw new ConfigError(`RETENTION_POLICIES: ${fault?.path || '/'} ${fault?.message}. Allowed: a list of policies (docs/RETENTION.md).`)
+    const what = `${fault?.path || '/'} is ${shortened(JSON.stringify(fault?.value) ?? 'missing')}: ${fault?.message}`
+    throw new ConfigError(`RETENTION_POLICIES: ${what}. Allowed: a list of policies (docs/RETENTION.md).`)
   }
   for (const policy of value) {
     const fault = faultOf(policy)
@@ -59,6 +60,8 @@ export function parsePolicies(text: string | undefined): RetentionPolicy[] {
   }
   return value
 }
+
+const shortened = (text: string) => (text.length > 100 ? `${text.slice(0, 100)}...` : text)
 
 function faultOf(policy: RetentionPolicy): string | undefined {
   const { action, keepEvents, only } = policy

@@ -1,6 +1,5 @@
 /**
  * What the system that Runplane replaces got wrong, as measured (design.md, section 8): each is a test here.
- * Those of exports and comparisons follow with these.
  */
 import t from 'tap'
 import { type CanonicalEvent, createClient, eventually, type Page, type RunRecord, seqsUpTo } from '../support/http.js'
@@ -177,6 +176,28 @@ t.test('a rebuild leaves what was there', async (t) => {
   t.equal(after.version, before.version + 1)
   t.equal(after.state.run?.status, 'completed')
   t.same({ ...(await client.get<RunRecord>(`/runs/${runId}`)).body, status: '' }.runId, record.runId)
+})
+
+t.test('an export is whole, however long the run, and knows the type of every event', { timeout: 60_000 }, async (t) => {
+  const { runId } = await client.createRun()
+  const lines = Array.from({ length: 12_000 }, (_, index) => JSON.stringify(event(`${index}`))).join('\n')
+  t.match(await client.send('POST', `/runs/${runId}/events`, { body: lines, contentType: 'application/x-ndjson', timeoutMs: 50_000 }), { status: 200 })
+  const { lastSeq } = (await client.get<RunRecord>(`/runs/${runId}`)).body
+  t.ok(lastSeq >= 12_000)
+  const answer = await client.send('GET', `/runs/${runId}/export?format=jsonl`, { timeoutMs: 50_000 })
+  const records: { kind: string; event?: CanonicalEvent }[] = answer.text
+    .trimEnd()
+    .split('\n')
+    .map((line) => JSON.parse(line))
+  const events = records.flatMap((record) => (record.kind === 'canonical_event' && record.event ? [record.event] : []))
+  t.same(
+    events.map(({ seq }) => seq),
+    seqsUpTo(lastSeq),
+  )
+  t.notOk(events.some(({ type }) => !type))
+  t.match(records.at(-1), { kind: 'manifest' })
+  const { canonicalEvents } = (await client.send<{ canonicalEvents: CanonicalEvent[] }>('GET', `/runs/${runId}/export`, { timeoutMs: 50_000 })).body
+  t.equal(canonicalEvents.length, lastSeq, 'by default too')
 })
 
 t.test('a reader gets an event, not the state with every event', async (t) => {

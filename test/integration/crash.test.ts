@@ -4,7 +4,7 @@
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import t, { type Test } from 'tap'
-import { type CanonicalEvent, type Client, createClient, type Page, type Receipt, seqsUpTo } from '../support/http.js'
+import { type CanonicalEvent, type Client, createClient, type Page, type Receipt, type RunRecord, seqsUpTo } from '../support/http.js'
 import { seededRandom } from '../support/proxy.js'
 import { type DatabaseKind, NO_SERVER, type Service, startService, TEST_DATABASE_URL } from '../support/service.js'
 import { openStream } from '../support/sse-client.js'
@@ -144,11 +144,16 @@ async function crashes(t: Test, database: DatabaseKind): Promise<void> {
     const lost = written.filter(({ name, seq }) => names.get(name) !== seq)
     t.same(lost, [], `${runId}: each of ${written.length} acknowledged events is at the seq that its receipt says`)
     t.equal(events.filter((event) => event.type === 'custom.emitted').length, written.length, `${runId}: and none is there twice`)
-    const raw = await client.get<Page<{ rawSeq: number }>>(`/runs/${runId}/raw?afterRawSeq=0&limit=1000`)
+    const raw = await client.raw(runId)
     t.same(
-      raw.body.data.map((event) => event.rawSeq),
-      seqsUpTo(raw.body.data.length),
+      raw.map((event) => event.rawSeq),
+      seqsUpTo((await client.get<RunRecord>(`/runs/${runId}`)).body.lastRawSeq),
       `${runId}: rawSeqs have no holes`,
+    )
+    t.same(
+      raw.flatMap((event) => event.seqs),
+      events.filter((event) => event.source.kind === 'agent').map((event) => event.seq),
+      `${runId}: each of them is there with what became of it`,
     )
     const state = await client.state(runId)
     t.equal(state.version, events.length, `${runId}: the state has folded the whole log`)

@@ -405,7 +405,7 @@ t.test('policies that cannot be meant are refused, and say why', async (t) => {
   t.same(parsePolicies(undefined), [])
   t.match(parsePolicies(policy({ status: ['failed'] })), [{ name: 'p' }])
   for (const [text, message] of [
-    ['{', /not JSON/],
+    ['{"name"', /^RETENTION_POLICIES: '\{"name"' is not JSON\. Allowed: /],
     ['{}', /array/i],
     [policy({ afterDays: undefined }), /afterDays/],
     [policy({ afterDays: -1 }), /afterDays/],

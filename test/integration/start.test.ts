@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { startService } from '../support/service.js'
 
-t.test('a service that cannot listen ends with an error that names the setting', { timeout: 120_000 }, async (t) => {
+t.test('a service that cannot start ends with an error that names the setting', { timeout: 120_000 }, async (t) => {
   const first = await startService(t, { database: 'embedded' })
   const second = async (settings: Record<string, string>) => {
     const child = spawn(process.execPath, ['--import', 'tsx', 'src/main.ts'], {
@@ -23,6 +23,7 @@ t.test('a service that cannot listen ends with an error that names the setting',
     await second({ PORT: String(first.port), HOST: '127.0.0.1' }),
     `runplane: PORT: ${first.port} is taken: another process listens on 127.0.0.1. Stop that one, or set another PORT.\n`,
   )
+  t.equal(await second({ PORT: '70000' }), "runplane: PORT: '70000' is not allowed. Allowed: a whole number from 0 to 65535 (TCP port; 0 takes a free one).\n")
   t.match(
     await second({ PORT: '0', HOST: 'no-such-host.invalid', ADMIN_API_KEY: 'k'.repeat(32) }),
     /^runplane: HOST: 'no-such-host.invalid' is no address, and no name that can be looked up.\n$/,

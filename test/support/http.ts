@@ -23,6 +23,11 @@ export interface CanonicalEvent {
   data: Record<string, unknown>
 }
 
+export interface RawEvent {
+  rawSeq: number
+  seqs: number[]
+}
+
 export interface ItemResult {
   index: number
   status: 'stored' | 'duplicate' | 'rejected'
@@ -138,6 +143,19 @@ export function createClient(
     onAnswer?.(method, path, received)
     return received
   }
+  /** All items of a list, page by page. @param path with a query, to which the cursor is added as `cursor` */
+  async function all<Item>(path: string, cursor: string): Promise<Item[]> {
+    const items: Item[] = []
+    for (let after: number | null | undefined = 0; typeof after === 'number'; ) {
+      const answer: Answer<Page<Item>> = await send('GET', `${path}&${cursor}=${after}`)
+      if (answer.status !== 200) throw new Error(`GET ${path} answered ${answer.status}: ${answer.text}`)
+      items.push(...answer.body.data)
+      // A page of a filter may be empty and still not be the last.
+      const next: number | null | undefined = answer.body.nextAfterSeq
+      after = typeof next === 'number' && next > after ? next : undefined
+    }
+    return items
+  }
   return {
     url,
     send,
@@ -156,19 +174,10 @@ export function createClient(
       if (answer.status !== 200) throw new Error(`GET state answered ${answer.status}: ${answer.text}`)
       return answer.body
     },
-    /** All canonical events, page by page. */
-    events: async (runId: string, query = '', limit = 1000): Promise<CanonicalEvent[]> => {
-      const all: CanonicalEvent[] = []
-      for (let afterSeq: number | null | undefined = 0; typeof afterSeq === 'number'; ) {
-        const answer: Answer<Page<CanonicalEvent>> = await send('GET', `/runs/${runId}/events?afterSeq=${afterSeq}&limit=${limit}${query}`)
-        if (answer.status !== 200) throw new Error(`GET events answered ${answer.status}: ${answer.text}`)
-        all.push(...answer.body.data)
-        // A page of a filter may be empty and still not be the last.
-        const next: number | null | undefined = answer.body.nextAfterSeq
-        afterSeq = typeof next === 'number' && next > afterSeq ? next : undefined
-      }
-      return all
-    },
+    /** All canonical events. */
+    events: (runId: string, query = '', limit = 1000) => all<CanonicalEvent>(`/runs/${runId}/events?limit=${limit}${query}`, 'afterSeq'),
+    /** All raw events. */
+    raw: (runId: string, limit = 1000) => all<RawEvent>(`/runs/${runId}/raw?limit=${limit}`, 'afterRawSeq'),
   }
 }
 

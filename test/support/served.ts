@@ -9,7 +9,11 @@ import type { Database } from '../../src/db/client.js'
 import { silent, type Teardown } from './database.js'
 import { type Client, createClient } from './http.js'
 
-export async function served(t: Teardown, database: Database, env: Record<string, string> = {}): Promise<{ client: Client; port: number }> {
+export async function served(
+  t: Teardown,
+  database: Database,
+  env: Record<string, string> = {},
+): Promise<{ client: Client; port: number; close(): Promise<void> }> {
   const dataDir = mkdtempSync(join(tmpdir(), 'served-'))
   const config = loadConfig({ DATA_DIR: dataDir, ...env }, { envFile: '/nonexistent' })
   const app = await buildApp({ config, database, logger: silent })
@@ -19,5 +23,5 @@ export async function served(t: Teardown, database: Database, env: Record<string
   })
   await app.listen({ port: 0, host: '127.0.0.1' })
   const { port } = app.server.address() as AddressInfo
-  return { client: createClient(`http://127.0.0.1:${port}`), port }
+  return { client: createClient(`http://127.0.0.1:${port}`), port, close: () => app.close() }
 }
