@@ -13,7 +13,9 @@ import { type Database, openDatabase } from '../../src/db/client.js'
 import { startEmbedded } from '../../src/db/embedded.js'
 import { usableBinaries } from '../../src/db/embedded-binaries.js'
 import { isAlive, prepareCluster } from '../../src/db/embedded-cluster.js'
+import { migrate } from '../../src/db/migrate.js'
 import { silent } from '../support/database.js'
+import { served } from '../support/served.js'
 
 const isRoot = process.getuid?.() === 0
 const notRoot = isRoot ? false : 'needs root'
@@ -376,17 +378,36 @@ test('says what to do about a full disk, and goes on when there is room', { skip
 
   mount('remount,size=110m')
   const database = await open(t, dataDir)
+  await migrate(database)
+  const { client, close } = await served(t, database)
+  await client.createRun({ id: 'full' })
+  const post = (id: string) => client.append('full', { id, type: 'custom.emitted', data: { name: id, value: 'x'.repeat(100_000) } })
+  const acknowledged = ['first']
+  t.equal((await post('first')).status, 200)
   await database.sql`create table filled (text text)`
-  await database.sql`insert into filled values ('acknowledged')`
-  writeFileSync(join(dataDir, 'ballast'), Buffer.alloc(1024))
   const fill = async () => {
     for (;;) await database.sql`insert into filled select repeat(md5(n::text), 100) from generate_series(1, 2000) n`
   }
   await t.rejects(fill(), 'a write fails when the disk is full')
+  const refused = await until('an append to fail', async () => {
+    const id = `${acknowledged.length}`
+    const answer = await post(id)
+    if (answer.status !== 200) return answer
+    acknowledged.push(id)
+    return undefined
+  })
+  t.match(refused, { status: 503, body: { code: 'OVERLOADED' } })
+  t.equal((await client.get('/healthz')).status, 200)
   mount('remount,size=400m')
-  const rows = await until('the database to be back', () => database.sql`select count(*) as n from filled where text = 'acknowledged'`.catch(() => undefined))
-  t.same(rows, [{ n: 1 }])
-  await until('writes', () => database.sql`insert into filled values ('more') returning 1`.catch(() => undefined))
+  await until('appends', async () => ((await post('last')).status === 200 ? true : undefined))
+  const names = (await client.events('full', '&type=custom.emitted')).map(({ data }) => String(data.name))
+  t.same(
+    names.filter((name) => acknowledged.includes(name)),
+    acknowledged,
+    'what was acknowledged is there, once',
+  )
+  t.equal(names.at(-1), 'last')
+  await close()
   await database.close()
 })
 
