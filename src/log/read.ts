@@ -99,7 +99,6 @@ export interface RawPage {
 export interface WorkspacePageRequest {
   workspaceId: string
   after: { runKey: string; seq: number } | undefined
-  runId?: string | undefined
   filter: NonNullable<PageRequest['filter']>
   limit: number
   maxBytes: number
@@ -354,15 +353,14 @@ export function createLogReader({ sql }: { sql: Sql }) {
      * Events of all runs of a workspace, the runs by age, each run's events in order. The order never changes, so paging repeats and skips nothing
      * of what was there; what earlier runs get after the cursor has passed them is not in it.
      */
-    async pageOfWorkspace({ workspaceId, after, runId, filter, limit, maxBytes }: WorkspacePageRequest): Promise<WorkspacePage> {
+    async pageOfWorkspace({ workspaceId, after, filter, limit, maxBytes }: WorkspacePageRequest): Promise<WorkspacePage> {
       const scan = isFiltered(filter) ? WORKSPACE_SCAN : limit + 1
       const from = after ? sql`and key >= ${after.runKey}` : sql``
-      const only = runId === undefined ? sql`` : sql`and id = ${runId}`
       let row: (Buffer | null)[] = []
       await sql`
         with scanned as materialized (
           select r.key, e.seq, e.type, e.subject, e.ts
-          from (select key from runs where workspace_id = ${workspaceId} ${from} ${only} order by key) r
+          from (select key from runs where workspace_id = ${workspaceId} ${from} order by key) r
           cross join lateral (
             select seq, type, subject, ts from run_events_canonical
             where run_key = r.key and seq > ${after ? sql`case when r.key = ${after.runKey} then ${after.seq}::bigint else 0 end` : sql`0`} order by seq limit ${scan}

@@ -131,6 +131,11 @@ t.test('pages', async (t) => {
     t.match(await get('/events?afterSeq=3'), { status: 400, code: 'VALIDATION_ERROR', detail: /runId/ }, 'rather than the first page again and again')
     t.match(await get('/events?runId=paged&afterSeq=x'), { status: 400, code: 'CURSOR_INVALID' })
     t.same((await all('runId=later&limit=3')).found, expected.slice(-8))
+    const one = 'afterSeq=240&limit=1&type=step.started,step.failed'
+    const { nextCursor, ...ofOne } = await get(`/events?runId=paged&${one}`)
+    t.match(ofOne, { data: [{ seq: 241 }], nextAfterSeq: 241, headSeq: 250 })
+    t.same(ofOne, await get(`/runs/paged/events?${one}`), 'of one run as its own pages')
+    t.match(await get(`/events?runId=later&cursor=${nextCursor}`), { code: 'CURSOR_INVALID', detail: /not of run 'later'/ })
     t.same((await all('subject=step/build&beforeTs=2026-11-21T09:30:00Z')).found, ['paged:241', 'later:8'])
   })
 })

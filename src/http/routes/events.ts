@@ -4,9 +4,10 @@
  */
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import type { FastifyReply } from 'fastify'
+import type { Access } from '../../access/roles.js'
 import { toUtc } from '../../domain/time.js'
 import { RunplaneError, runNotFound } from '../../errors.js'
-import type { LogReader, PageRequest } from '../../log/read.js'
+import type { LogReader, PageRequest, RunHead } from '../../log/read.js'
 import { parseSeq } from '../../tail/cursor.js'
 import { typesOf } from '../parts.js'
 import {
@@ -48,18 +49,35 @@ export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypeb
         },
       },
       async (request, reply) => {
-        const { afterSeq: cursor, limit = DEFAULT_PAGE_LIMIT } = request.query
-        const afterSeq = cursor === undefined ? 0 : parseSeq('afterSeq', cursor)
-        const filter = filterOf(request.query)
-        const run = await log.findRun(request.access.workspaceId, request.params.id)
-        const page = run && (await log.pageOfEvents({ runKey: run.key, afterSeq, limit, maxBytes: PAGE_BYTES, filter }))
-        if (!page) throw runNotFound(request.params.id)
-        const next = page.scannedTo < page.headSeq ? `"nextAfterSeq":${page.scannedTo},` : ''
-        // Nothing is left out without a word: what was asked for may not be kept any more.
-        const first = afterSeq < page.firstSeq - 1 ? `"firstSeq":${page.firstSeq},` : ''
-        return sendText(reply, '{"data":[', page.items, `],${next}${first}"headSeq":${page.headSeq}}`)
+        const { afterSeq } = request.query
+        const run = await findRun(request.access, request.params.id)
+        return sendEvents(reply, run, afterSeq === undefined ? 0 : parseSeq('afterSeq', afterSeq), request.query)
       },
     )
+
+    async function findRun({ workspaceId }: Access, runId: string) {
+      const run = await log.findRun(workspaceId, runId)
+      if (!run) throw runNotFound(runId)
+      return run
+    }
+
+    /** @param nextCursor of the page after this seq, where one goes on by cursors too */
+    async function sendEvents(
+      reply: FastifyReply,
+      run: RunHead,
+      afterSeq: number,
+      query: Filters & { limit?: number },
+      nextCursor: (seq: number) => string = () => '',
+    ) {
+      const { limit = DEFAULT_PAGE_LIMIT } = query
+      const page = await log.pageOfEvents({ runKey: run.key, afterSeq, limit, maxBytes: PAGE_BYTES, filter: filterOf(query) })
+      if (!page) throw runNotFound(run.id)
+      const { scannedTo, firstSeq, headSeq } = page
+      const next = scannedTo < headSeq ? `"nextAfterSeq":${scannedTo},${nextCursor(scannedTo)}` : ''
+      // Nothing is left out without a word: what was asked for may not be kept any more.
+      const first = afterSeq < firstSeq - 1 ? `"firstSeq":${firstSeq},` : ''
+      return sendText(reply, '{"data":[', page.items, `],${next}${first}"headSeq":${headSeq}}`)
+    }
 
     app.get(
       '/runs/:id/raw',
@@ -77,8 +95,7 @@ export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypeb
       async (request, reply) => {
         const { afterSeq, afterRawSeq: cursor = afterSeq, limit = DEFAULT_PAGE_LIMIT } = request.query
         const afterRawSeq = cursor === undefined ? 0 : parseSeq('afterRawSeq', cursor)
-        const run = await log.findRun(request.access.workspaceId, request.params.id)
-        if (!run) throw runNotFound(request.params.id)
+        const run = await findRun(request.access, request.params.id)
         const { items, lastRawSeq } = await log.pageOfRaw({ runKey: run.key, afterRawSeq, limit, maxBytes: PAGE_BYTES })
         const headSeq = Math.max(run.lastRawSeq, items.length > 0 ? lastRawSeq : 0)
         const next = items.length > 0 && lastRawSeq < headSeq ? `"nextAfterSeq":${lastRawSeq},` : ''
@@ -102,18 +119,21 @@ export function eventsRoutes({ log }: EventsRoutesDeps): FastifyPluginAsyncTypeb
       },
       async (request, reply) => {
         const { cursor, limit = DEFAULT_PAGE_LIMIT, runId, afterSeq: seqText } = request.query
-        const { workspaceId } = request.access
         const afterSeq = seqText === undefined ? 0 : parseSeq('afterSeq', seqText)
-        if (afterSeq > 0 && runId === undefined) {
+        const after = cursor === undefined ? undefined : decodeCursor(cursor)
+        if (runId !== undefined) {
+          const run = await findRun(request.access, runId)
+          if (after && after.runKey !== run.key) throw new RunplaneError('CURSOR_INVALID', `cursor is not of run '${runId}'. Leave it out, or runId.`)
+          return sendEvents(reply, run, after?.seq ?? afterSeq, request.query, (seq) => `"nextCursor":"${encodeCursor({ runKey: run.key, seq })}",`)
+        }
+        if (afterSeq > 0) {
           throw new RunplaneError(
             'VALIDATION_ERROR',
             'afterSeq is a seq of one run: name it with runId. To page through the events of all runs, send nextCursor as cursor.',
           )
         }
-        const run = runId === undefined ? undefined : await log.findRun(workspaceId, runId)
-        if (runId !== undefined && !run) throw runNotFound(runId)
-        const after = cursor !== undefined ? decodeCursor(cursor) : run && { runKey: run.key, seq: afterSeq }
-        const page = await log.pageOfWorkspace({ workspaceId, after, runId, filter: filterOf(request.query), limit, maxBytes: PAGE_BYTES })
+        const { workspaceId } = request.access
+        const page = await log.pageOfWorkspace({ workspaceId, after, filter: filterOf(request.query), limit, maxBytes: PAGE_BYTES })
         return sendText(reply, '{"data":[', page.body ? [page.body] : [], page.next ? `],"nextCursor":"${encodeCursor(page.next)}"}` : ']}')
       },
     )
@@ -127,7 +147,9 @@ function sendText(reply: FastifyReply, before: string, items: readonly Buffer[],
   return reply.type('application/json; charset=utf-8').send(Buffer.concat([Buffer.from(before), ...parts, Buffer.from(after)]))
 }
 
-function filterOf(query: Pick<EventsQuery, 'type' | 'types' | 'subject' | 'afterTs' | 'beforeTs'>): NonNullable<PageRequest['filter']> {
+type Filters = Pick<EventsQuery, 'type' | 'types' | 'subject' | 'afterTs' | 'beforeTs'>
+
+function filterOf(query: Filters): NonNullable<PageRequest['filter']> {
   const time = (name: 'afterTs' | 'beforeTs') => {
     const text = query[name]
     if (text === undefined) return undefined

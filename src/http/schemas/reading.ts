@@ -116,6 +116,9 @@ export const WorkspaceEventsPage = Type.Object(
   {
     data: Type.Array(reference(CanonicalEventSchema)),
     nextCursor: Type.Optional(Type.String({ description: 'only if there is more. With a filter a page may be short, or empty, and still have it' })),
+    nextAfterSeq,
+    firstSeq,
+    headSeq: Type.Optional(Type.Integer({ description: 'with runId, as nextAfterSeq and firstSeq: as in the pages of that run' })),
   },
   { $id: 'WorkspaceEventsPage' },
 )
