@@ -6,7 +6,11 @@ import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
+import { createOutbox } from '../../src/cli/outbox.js'
 import { perform, type Stage } from '../../src/cli/stages.js'
+import { testDatabase } from '../support/database.js'
+import { startProxy } from '../support/proxy.js'
+import { served } from '../support/served.js'
 
 const demo = (args: string[], env: Record<string, string>) =>
   spawn(process.execPath, ['--import', 'tsx', 'src/cli/demo.ts', ...args], {
@@ -75,4 +79,42 @@ t.test('what a command says once it is cancelled does not count as done', async 
     told.slice(-3).map(({ type }) => type),
     ['step.failed', 'step.skipped', 'run.cancelled'],
   )
+})
+
+t.test('what it records is the run, each line once, though connections are cut', async (t) => {
+  const { client, port } = await served(t, await testDatabase(t))
+  const proxy = await startProxy(t, { target: `http://127.0.0.1:${port}`, seed: 7, bytes: [2_000, 60_000] })
+  const script = (end: number) => `for (let n = 1; n <= 400; n++) console.log('ok ' + n + ' - part'); process.exitCode = ${end}`
+  const stage = (id: string, end: number): Stage => ({ id, name: id, command: process.execPath, args: ['-e', script(end)], parts: 400, partDone: /^ok / })
+  for (const [end, expected] of [
+    [0, { code: 0, status: 'completed', step: 'completed' }],
+    [3, { code: 1, status: 'failed', step: 'failed' }],
+  ] as const) {
+    const runId = `recorded-${end}`
+    await client.createRun({ id: runId })
+    const outbox = createOutbox({ url: `${proxy.url}/runs/${runId}/events`, headers: {}, maxBatch: 50, lingerMs: 1 })
+    let events = 0
+    const code = await perform([stage('first', 0), stage('second', end)], {
+      cwd: '.',
+      cancelled: new AbortController().signal,
+      tell: (type, data, step) =>
+        outbox.push({ id: `${++events}`, type, ts: new Date().toISOString(), data, ...(step && { subject: { kind: 'step', id: step } }) }),
+    })
+    await outbox.drain()
+    t.equal(code, expected.code)
+    const { state, version } = await client.state(runId)
+    t.equal(version, events + 1, 'run.created, and each event once')
+    t.match(state, {
+      run: { status: expected.status },
+      progress: { percentage: 100 },
+      steps: {
+        outputs: 800,
+        steps: [
+          { id: 'first', status: 'completed', progress: 100 },
+          { id: 'second', status: expected.step, progress: 100 },
+        ],
+      },
+    })
+  }
+  t.ok(proxy.cuts > 0, 'some were cut')
 })
