@@ -63,8 +63,8 @@ t.test('instances on one database', async (t) => {
     await first.close()
     // As a reader leaves it that is killed.
     const dead = uuidv7()
-    await sql`update run_sources set owner_id = ${dead}, owner_expires_at = clock_timestamp() + interval '1 second' where status = 'reading'`
     const leftAt = performance.now()
+    await sql`update run_sources set owner_id = ${dead}, owner_expires_at = clock_timestamp() + interval '1 second' where status = 'reading'`
     const next = attachedInstance(t, database)
     await eventually('more events', async () => ((await runs.texts('left')).length === 6 ? true : undefined))
     t.ok(performance.now() - leftAt >= 900, 'not before')
