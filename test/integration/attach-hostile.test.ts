@@ -128,7 +128,7 @@ t.test('a source that stalls is asked again after its idle time, and no timer is
   }).enable()
   t.teardown(() => hook.disable())
   const id = newId()
-  await one.create({ id, source: { url: source.url, idleTimeoutMs: 100 } })
+  await one.create({ id, source: { url: source.url, idleTimeoutMs: 1000 } })
   await runs.ended(id)
   t.same(await runs.texts(id), upTo(3))
   t.equal(source.requests.length, 4)
