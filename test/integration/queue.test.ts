@@ -158,7 +158,7 @@ t.test('the queue', async (t) => {
     t.equal(first.status, 200)
     t.match(first.body, { cancelRequested: false, status: 'starting' })
     t.ok(String(first.body.leaseExpiresAt) > String(claimed?.lease?.leaseExpiresAt))
-    const shorter = await beat('beaten', 'w', { leaseMs: 1000 })
+    const shorter = await beat('beaten', 'w', { leaseMs: 5000 })
     t.ok(String(shorter.body.leaseExpiresAt) < String(first.body.leaseExpiresAt))
     t.equal((await run('beaten')).lease?.leaseExpiresAt, shorter.body.leaseExpiresAt)
   })
@@ -346,8 +346,10 @@ t.test('the queue', async (t) => {
     const other = await testDatabase(t)
     const second = await instance(t, other)
     await second.create({ id: 'reserved', queue: 'reserved' })
-    await other.sql`update runs set reserved_until = clock_timestamp() + interval '300 ms' where id = 'reserved'`
+    const reserveFor = (interval: string) => other.sql`update runs set reserved_until = clock_timestamp() + ${interval}::interval where id = 'reserved'`
+    await reserveFor('1 hour')
     t.equal(await second.claim('reserved', 'w'), undefined, 'it is kept for the one who reserved it')
+    await reserveFor('300 ms')
     t.equal((await second.claim('reserved', 'w', { waitMs: 20_000 }))?.runId, 'reserved')
   })
 
