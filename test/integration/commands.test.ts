@@ -211,12 +211,14 @@ t.test('only a run that has ended is deleted, and then all of it', async (t) => 
 })
 
 t.test('a session that has had its time fails its run, and stands still while it is suspended', async (t) => {
-  const { runId } = await client.createRun({ id: newId(), session: { ttlMs: 400 } })
-  const { runId: paused } = await client.createRun({ id: newId(), session: { ttlMs: 400 } })
+  // Long enough for a busy machine to suspend the one before it is over.
+  const ttlMs = 3000
+  const { runId } = await client.createRun({ id: newId(), session: { ttlMs } })
+  const { runId: paused } = await client.createRun({ id: newId(), session: { ttlMs } })
   const { runId: waiting } = await client.createRun({ id: newId(), session: { ttlMs: 1 } })
   const { runId: odd } = await client.createRun({ id: newId(), session: { ttlMs: 'soon' } })
   await client.append(paused, { type: 'run.started' })
-  await command(paused, 'suspend')
+  t.equal((await command(paused, 'suspend')).status, 200)
   t.type((await lastOf(paused))?.data.ttlRemainingMs, 'number')
   await client.append(odd, { type: 'run.started' })
   await client.append(runId, { type: 'run.started' })
@@ -229,15 +231,18 @@ t.test('a session that has had its time fails its run, and stands still while it
   await eventually('the other session runs out', async () => ((await client.get<RunRecord>(`/runs/${paused}`)).body.status === 'failed' ? true : undefined))
   await command(paused, 'retry')
   await client.append(paused, { type: 'run.started' })
-  t.match((await client.get<RunRecord>(`/runs/${paused}`)).body, { status: 'running', attempt: 2 }, 'another attempt has a time of its own')
   await eventually('and runs out as well', async () => ((await client.get<RunRecord>(`/runs/${paused}`)).body.status === 'failed' ? true : undefined))
+  const [begun, over] = (await client.events(paused)).slice(-2)
+  t.match(begun, { type: 'run.started', attempt: 2 })
+  t.match(over, { type: 'run.failed', attempt: 2, data: { error: { code: 'SESSION_EXPIRED' } } })
+  t.ok(Date.parse(over?.receivedAt ?? '') - Date.parse(begun?.receivedAt ?? '') >= ttlMs, 'another attempt has a time of its own')
 })
 
 t.test('an agent that suspends its run itself stops the clock as well', async (t) => {
-  const { runId } = await client.createRun({ id: newId(), session: { ttlMs: 300 } })
+  const { runId } = await client.createRun({ id: newId(), session: { ttlMs: 3000 } })
   await client.append(runId, { type: 'run.started' })
   await client.append(runId, { type: 'run.suspended' })
-  const other = (await client.createRun({ id: newId(), session: { ttlMs: 600 } })).runId
+  const other = (await client.createRun({ id: newId(), session: { ttlMs: 3300 } })).runId
   await client.append(other, { type: 'run.started' })
   await eventually('a longer one is over', async () => ((await client.get<RunRecord>(`/runs/${other}`)).body.status === 'failed' ? true : undefined))
   t.match((await client.get<RunRecord>(`/runs/${runId}`)).body, { status: 'suspended' })
