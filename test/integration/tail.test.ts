@@ -7,6 +7,7 @@ import type { Database } from '../../src/db/client.js'
 import { uuidv7 } from '../../src/domain/ids.js'
 import { subscribe } from '../../src/tail/subscription.js'
 import { testDatabase } from '../support/database.js'
+import { eventually } from '../support/http.js'
 import { append, insertRun, readingApp, type TestEvent, type TestRun } from '../support/log-fixture.js'
 import { type EventStream, openStream } from '../support/sse-client.js'
 
@@ -275,7 +276,7 @@ t.test('the tail of one run', async (t) => {
     await caughtUp(stream)
     t.equal(hub.watched().get(run.key), 2)
     stream.close()
-    while (hub.watched().has(run.key)) await delay(5)
+    await eventually('the hub lets go of the run', () => !hub.watched().has(run.key) || undefined)
     t.notOk(hub.watched().has(run.key))
     hub.committed(await append(database, run, events(1)))
   })
@@ -486,7 +487,7 @@ t.test('slow readers', async (t) => {
   await t.test('are disconnected when they stall, and go on by their cursor', async (t) => {
     const stream = await openStream(`${url}/runs/large/stream`)
     stream.pause()
-    while (hub.stats().streams > 0) await delay(10)
+    await eventually('it is disconnected', () => hub.stats().streams === 0 || undefined)
     t.same(hub.stats(), { streams: 0, readers: 0, runs: 0, cachedBytes: 0 }, 'and hold nothing')
     stream.resume()
     t.equal(await stream.closed(), false, 'cut off')
@@ -504,10 +505,10 @@ t.test('slow readers', async (t) => {
       const socket = connect(Number(port), '127.0.0.1')
       socket.write('GET /runs/large/stream HTTP/1.1\r\nHost: localhost\r\n\r\n')
       socket.pause()
-      while (hub.stats().streams === 0) await delay(2)
+      await eventually('the stream', () => hub.stats().streams > 0 || undefined)
       await delay(20)
       socket.destroy()
-      while (hub.stats().streams > 0) await delay(2)
+      await eventually('it is gone', () => hub.stats().streams === 0 || undefined)
     }
     t.same(hub.stats(), { streams: 0, readers: 0, runs: 0, cachedBytes: 0 })
   })
