@@ -6,16 +6,15 @@ import { createState, encodeState, fold, PROJECTION_SCHEMA_VERSION } from '../..
 import { createCheckpoints } from '../../src/runs/checkpoints.js'
 import { saveSnapshot } from '../../src/runs/snapshots.js'
 import { createRunStates } from '../../src/runs/state.js'
-import { serverDatabase, silent, testDatabase } from '../support/database.js'
+import { serverUrl, silent, testDatabase } from '../support/database.js'
 import { item, logInstance, output, request, storedLog, upTo } from '../support/log.js'
 import { served } from '../support/served.js'
 
 const EVERY = 10
 
 for (const kind of ['embedded', 'server'] as const) {
-  test(`states at a seq, ${kind}`, async (t) => {
-    const database = kind === 'server' ? await serverDatabase(t) : await testDatabase(t)
-    if (!database) return void t.pass('there is no server')
+  test(`states at a seq, ${kind}`, { skip: kind === 'server' && !serverUrl && 'needs TEST_DATABASE_URL' }, async (t) => {
+    const database = await testDatabase(t, { server: kind === 'server' })
     const { sql } = database
     const instance = logInstance(database)
     t.teardown(() => instance.log.close())
