@@ -48,7 +48,8 @@ test('group commit', { timeout: 60_000 }, async (t) => {
     let appended: Promise<unknown> | undefined
     await sql.begin(async (tx) => {
       await tx`select from runs where key = ${locked.key} for update`
-      appended = log.append(request(locked.key, [output('1')]))
+      appended = log.append(request(locked.key, [output('1')])).then(receiptOf)
+      appended.catch(t.threw)
       // Longer than the log is patient with the transaction; nothing waits at that moment.
       await delay(100)
       receiptOf(await log.append(request(other.key, [output('1')])))
