@@ -26,16 +26,18 @@ export async function databaseProxy(t: Teardown, { url, sql }: Database, answer 
   const open = new Set<Socket>()
   let secured = 0
 
-  const server = createServer(async (client) => {
+  const server = createServer((client) => {
     open.add(client)
     client.on('error', () => {})
     client.on('close', () => open.delete(client))
-    const [first]: Buffer[] = await once(client, 'data')
-    if (first === undefined || !SSL_REQUEST.equals(first)) return forward(client, first)
-    client.write(answer)
-    if (answer !== 'S') return forward(client)
-    secured++
-    forward(new TLSSocket(client, { isServer: true, ...certificate }))
+    // A listener rather than a promise: a connection may be cut before its first byte.
+    client.once('data', (first: Buffer) => {
+      if (!SSL_REQUEST.equals(first)) return forward(client, first)
+      client.write(answer)
+      if (answer !== 'S') return forward(client)
+      secured++
+      forward(new TLSSocket(client, { isServer: true, ...certificate }))
+    })
   })
   function forward(client: Duplex, first?: Buffer): void {
     const upstream = folder ? connect(`${folder}/.s.PGSQL.5432`) : connect(Number(target.port || 5432), target.hostname)
