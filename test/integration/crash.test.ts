@@ -4,7 +4,7 @@
  */
 import { setTimeout as delay } from 'node:timers/promises'
 import t, { type Test } from 'tap'
-import { type CanonicalEvent, type Client, createClient, type Page, type Receipt, type RunRecord, seqsUpTo } from '../support/http.js'
+import { type CanonicalEvent, type Client, createClient, eventually, type Page, type Receipt, type RunRecord, seqsUpTo } from '../support/http.js'
 import { seededRandom } from '../support/proxy.js'
 import { type DatabaseKind, NO_SERVER, type Service, startService, TEST_DATABASE_URL } from '../support/service.js'
 import { openStream } from '../support/sse-client.js'
@@ -130,7 +130,7 @@ async function crashes(t: Test, database: DatabaseKind): Promise<void> {
     await service.restart()
   }
   const before = total()
-  while (total() < before + 50) await delay(10)
+  await eventually('50 more events', () => total() >= before + 50 || undefined, GIVE_UP_MS)
   isOver = true
   await Promise.all(writers)
 
