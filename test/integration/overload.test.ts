@@ -5,7 +5,7 @@ import { startService } from '../support/service.js'
 
 const AT_ONCE = 400
 
-t.test('a full queue answers 503 OVERLOADED with Retry-After, and what was acknowledged is there once', { timeout: 60_000 }, async (t) => {
+t.test('a full queue answers 503 OVERLOADED with Retry-After, and what was acknowledged is there once', { timeout: 180_000 }, async (t) => {
   const service = await startService(t, { database: 'embedded', env: { MAX_QUEUED_EVENTS: '20', COMMITTERS: '1' } })
   const client = createClient(service.url)
   const { runId } = await client.createRun({ id: 'busy' })
@@ -45,7 +45,7 @@ t.test('a full queue answers 503 OVERLOADED with Retry-After, and what was ackno
     const lines = Array.from({ length: 2500 }, (_, index) => JSON.stringify({ id: `${index}`, type: 'custom.emitted', data: { name: `${index}` } })).join('\n')
     const answers = await Promise.all(
       runs.map((run) =>
-        client.send<{ accepted: number }>('POST', `/runs/${run.runId}/events`, { body: lines, contentType: 'application/x-ndjson', timeoutMs: 40_000 }),
+        client.send<{ accepted: number }>('POST', `/runs/${run.runId}/events`, { body: lines, contentType: 'application/x-ndjson', timeoutMs: 120_000 }),
       ),
     )
     for (const answer of answers) t.equal(answer.status === 200 ? answer.body.accepted : answer.text, 2500)
