@@ -612,7 +612,7 @@ t.test('a reader that is let go of', async (t) => {
       subscription.close()
       if (String(received) !== String(upTo(head + 1))) throw new Error(`${received} instead of 1 to ${head + 1}`)
     })
-    await fc.assert(property, { numRuns: 60, interruptAfterTimeLimit: 60_000 })
+    await fc.assert(property, { numRuns: 60, interruptAfterTimeLimit: 60_000, markInterruptAsFailure: true })
   })
 })
 
@@ -681,7 +681,7 @@ t.test(
         }),
       )
     })
-    await fc.assert(property, { numRuns: 40, interruptAfterTimeLimit: 60_000 })
+    await fc.assert(property, { numRuns: 40, interruptAfterTimeLimit: 120_000, markInterruptAsFailure: true })
     t.pass('40 interleavings')
   },
 )
