@@ -8,7 +8,7 @@ import type { Database } from '../../src/db/client.js'
 import { DEFAULT_WORKSPACE_ID, uuidv7 } from '../../src/domain/ids.js'
 import { createDeliveries } from '../../src/webhooks/deliveries.js'
 import { type Attempt, createOutbox } from '../../src/webhooks/outbox.js'
-import { serverDatabase, testDatabase } from '../support/database.js'
+import { serverUrl, testDatabase } from '../support/database.js'
 import { eventually, seqsUpTo } from '../support/http.js'
 import { logInstance, output, request } from '../support/log.js'
 import { seededRandom } from '../support/proxy.js'
@@ -98,10 +98,8 @@ t.test('claims keep the order of each run and lose nobody, on the embedded datab
   await claimAll(t, await testDatabase(t))
 })
 
-t.test('claims keep the order of each run and lose nobody, on a server', { timeout: 120_000 }, async (t) => {
-  const database = await serverDatabase(t)
-  if (!database) return t.comment('no server')
-  await claimAll(t, database)
+t.test('claims keep the order of each run and lose nobody, on a server', { timeout: 120_000, skip: !serverUrl && 'needs TEST_DATABASE_URL' }, async (t) => {
+  await claimAll(t, await testDatabase(t, { server: true }))
 })
 
 t.test('a claim that has run out goes to another, and its first holder changes nothing any more', async (t) => {
