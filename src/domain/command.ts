@@ -12,7 +12,7 @@
 import { RunplaneError } from '../errors.js'
 import type { DraftEvent } from './canonical-event.js'
 import { withoutNull, withoutUndefined } from './known.js'
-import { isActive, type Placement } from './placement.js'
+import { isHeld, type Placement } from './placement.js'
 import { isTerminal, type RunStatus, TERMINAL_STATUSES } from './run.js'
 
 /** What of a run's state a command is decided on. */
@@ -77,9 +77,8 @@ function event(type: string, place: CommandedPlace, data: Record<string, unknown
  */
 function mayBeAtWork(run: CommandedRun, place: CommandedPlace): boolean {
   if (run.status === 'queued') return false
-  if (run.status === 'suspended') return place.workerId !== null
   // A holder without a lease is one whose agent resumed the run itself; it is given one (runs/leases.ts).
-  return place.workerId === null || place.leaseExpiresAt === null || isActive(place, place.now)
+  return isHeld(place, place.now) || (place.workerId === null && run.status !== 'suspended')
 }
 
 export function decideCancel(run: CommandedRun, place: CommandedPlace, { reason, by }: Because): DraftEvent[] {

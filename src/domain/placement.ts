@@ -15,6 +15,7 @@ export interface Placement {
   workerId: string | null
   /** Null while nobody holds the run, and while it is suspended. */
   leaseExpiresAt: string | null
+  /** Of a lease that stands still; 0 where it had run out before the run was suspended. */
   leaseRemainingMs: number | null
   /** How long a heartbeat makes the lease unless it says otherwise: what the claim asked for. */
   leaseLengthMs: number | null
@@ -25,6 +26,11 @@ export interface Placement {
 
 /** A lease runs. @param now RFC 3339 with milliseconds, as `leaseExpiresAt` is: such texts compare as the times do. */
 export const isActive = (place: Pick<Placement, 'leaseExpiresAt'>, now: string): boolean => place.leaseExpiresAt !== null && place.leaseExpiresAt > now
+
+/** There is a worker whom the run listens to: its lease runs, or stands still before its end. @param now as above */
+export function isHeld(place: Pick<Placement, 'workerId' | 'leaseExpiresAt' | 'leaseRemainingMs'>, now: string): boolean {
+  return place.workerId !== null && (place.leaseExpiresAt === null ? place.leaseRemainingMs !== 0 : isActive(place, now))
+}
 
 const FREE = { workerId: null, leaseExpiresAt: null, leaseRemainingMs: null, leaseLengthMs: null }
 /** Of a run of which nothing has been told. */

@@ -10,7 +10,7 @@
  */
 import { RunplaneError } from '../errors.js'
 import type { DraftEvent } from './canonical-event.js'
-import { isActive, type Placement } from './placement.js'
+import { isActive, isHeld, type Placement } from './placement.js'
 import { isTerminal, type RunStatus } from './run.js'
 
 /** The run as its events tell it. */
@@ -38,11 +38,12 @@ export interface LeaseDefaults {
 const after = (now: string, ms: number): string => new Date(Date.parse(now) + ms).toISOString()
 
 /**
- * What a worker has to be for the run to listen to it. A run that was suspended keeps its holder, whose lease stands still until it is resumed.
+ * What a worker has to be for the run to listen to it. A run that was suspended keeps its holder, whose lease stands still until it is resumed; a lease that had
+ * run out by then is not given back.
  * @throws LEASE_LOST, so that a worker that was given up on stops.
  */
 export function assertHolder(workerId: string, run: Pick<FoldedRun, 'runId' | 'status'>, place: Placement, now: string): void {
-  if (place.workerId === workerId && (place.leaseExpiresAt === null || isActive(place, now))) return
+  if (place.workerId === workerId && isHeld(place, now)) return
   const holder = isTerminal(run.status)
     ? `The run is ${run.status}`
     : place.workerId === null

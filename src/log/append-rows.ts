@@ -220,7 +220,8 @@ function storingStatement({ guarded, held, told, moved, used, hooked }: Shape): 
 }
 
 const UNMOVED = "and runs.last_seq = u.f and runs.last_raw_seq = u.g and runs.status = coalesce(u.b, 'running')"
-const HELD = `and (u.w is null or runs.worker_id = u.w and (runs.lease_expires_at is null or runs.lease_expires_at > clock_timestamp()))
+const HELD = `and (u.w is null or runs.worker_id = u.w
+    and case when runs.lease_expires_at is null then runs.lease_remaining_ms is distinct from 0 else runs.lease_expires_at > clock_timestamp() end)
   and (u.v is null or runs.reserved_until = u.v)`
 
 const ENDPOINTS = '(select from webhook_endpoints where enabled)'

@@ -437,6 +437,29 @@ t.test('the queue', async (t) => {
   })
 })
 
+t.test('a lease that had run out when its run was suspended is not given back', async (t) => {
+  const database = await testDatabase(t)
+  const slow = await instance(t, database, { LEASE_CHECK_MS: '60000' })
+  const { client, beat, release } = slow
+  for (const id of ['resumed', 'cancelled']) {
+    await slow.create({ id, queue: id })
+    await slow.claim(id, 'w', { leaseMs: 60_000 })
+    const tell = (type: string) => client.append(id, { type, data: {} }, { 'x-worker-id': 'w' })
+    t.equal((await tell('run.started')).status, 200)
+    await database.sql`update runs set lease_expires_at = date_trunc('milliseconds', clock_timestamp()) where id = ${id}`
+    t.equal((await tell('custom.late')).status, 409)
+    t.equal((await client.post(`/runs/${id}/suspend`, {})).status, 200)
+    for (const refused of [await beat(id, 'w'), await release(id, 'w'), await tell('run.completed')])
+      t.match(refused, { status: 409, body: { code: 'LEASE_LOST', detail: /./ } })
+  }
+  t.match((await client.post('/runs/cancelled/cancel', {})).body, { status: 'cancelled' }, 'nobody is at work on it')
+  t.equal((await client.post('/runs/resumed/resume', {})).status, 200)
+  t.equal((await beat('resumed', 'w')).status, 409)
+
+  const quick = await instance(t, database)
+  t.match(await quick.claim('resumed', 'x', { waitMs: 20_000 }), { runId: 'resumed', attempt: 2, lease: { workerId: 'x' } }, 'it is tried again')
+})
+
 t.test('a stop answers those who wait', async (t) => {
   const { app, claim } = await instance(t, await testDatabase(t))
   const waiting = claim('empty', 'w', { waitMs: 60_000 })

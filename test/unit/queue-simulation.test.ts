@@ -139,8 +139,7 @@ class World {
       const leaseMs = this.random() < 0.3 ? 1500 : undefined
       const drafts = this.rules.decideClaim({ workerId, leaseMs, reservedUntil: claim.token }, this.folded(run), this.placed(run), this.now, DEFAULTS)
       for (const grant of this.grants) {
-        const lasts = grant.until === null || grant.until > this.now
-        if (grant.run === run && lasts) throw new Broken(`${run.id} is given to w${worker} while w${grant.worker} holds it until ${grant.until}`)
+        if (grant.run === run && this.lasts(grant)) throw new Broken(`${run.id} is given to w${worker} while w${grant.worker} holds it until ${grant.until}`)
       }
       this.append(run, drafts)
       for (const grant of this.grants) if (grant.run === run && grant.worker === worker) this.grants.delete(grant)
@@ -176,7 +175,7 @@ class World {
   /** Whatever is accepted must come from one whose grant lasts, and a refusal ends the grant of the one who is refused. */
   private speak(worker: number, run: Row, grant: Grant | undefined, act: () => void): void {
     const real = [...this.grants].find((one) => one.worker === worker && one.run === run)
-    const lasts = real !== undefined && run.place.workerId === `w${worker}` && (run.place.leaseExpiresAt === null || run.place.leaseExpiresAt > this.now)
+    const lasts = real !== undefined && this.lasts(real)
     try {
       act()
       if (!lasts) throw new Broken(`w${worker} was listened to about ${run.id}, which it does not hold`)
@@ -220,9 +219,14 @@ class World {
     }
   }
 
-  /** A lease that stands still, or runs on, does so for its holder as well. */
+  /** A lease that stands still, or runs on, does so for its holder as well; one that has run out does not come back. */
   inform(row: Row): void {
-    for (const grant of this.grants) if (grant.run === row && row.place.workerId === `w${grant.worker}`) grant.until = row.place.leaseExpiresAt
+    for (const grant of this.grants)
+      if (grant.run === row && row.place.workerId === `w${grant.worker}` && this.lasts(grant)) grant.until = row.place.leaseExpiresAt
+  }
+
+  lasts({ until }: Grant): boolean {
+    return until === null || until > this.now
   }
 
   step(): void {
