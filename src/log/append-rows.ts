@@ -220,8 +220,10 @@ function storingStatement({ guarded, held, told, moved, used, hooked }: Shape): 
 }
 
 const UNMOVED = "and runs.last_seq = u.f and runs.last_raw_seq = u.g and runs.status = coalesce(u.b, 'running')"
-const HELD = `and (u.w is null or runs.worker_id = u.w
-    and case when runs.lease_expires_at is null then runs.lease_remaining_ms is distinct from 0 else runs.lease_expires_at > clock_timestamp() end)
+/** Of a run that has a worker: the run listens to it now (`isHeld` in domain/placement, in the words of the database). */
+export const LEASE_HOLDS =
+  'case when runs.lease_expires_at is null then runs.lease_remaining_ms is distinct from 0 else runs.lease_expires_at > clock_timestamp() end'
+const HELD = `and (u.w is null or runs.worker_id = u.w and ${LEASE_HOLDS})
   and (u.v is null or runs.reserved_until = u.v)`
 
 const ENDPOINTS = '(select from webhook_endpoints where enabled)'

@@ -13,6 +13,7 @@ import { UNPLACED } from '../domain/placement.js'
 import { assertHolder, decideExpiry, decideRelease, type LeaseDefaults } from '../domain/queue.js'
 import type { RunStatus } from '../domain/run.js'
 import { RunplaneError, runNotFound } from '../errors.js'
+import { LEASE_HOLDS } from '../log/append-rows.js'
 import type { GroupCommit } from '../log/group-commit.js'
 
 export interface Heartbeat {
@@ -169,8 +170,7 @@ export function createLeases({ sql, log, defaults, checkMs, logger, onArrived }:
           lease_expires_at = case when lease_expires_at is not null or status <> 'suspended' then
             date_trunc('milliseconds', clock_timestamp()) + coalesce(${leaseMs ?? null}::int, lease_length_ms, ${defaults.leaseMs}) * interval '1 ms' end,
           lease_remaining_ms = case when lease_expires_at is null and status = 'suspended' then lease_remaining_ms end
-        where workspace_id = ${workspaceId} and id = ${runId} and worker_id = ${workerId}
-          and case when lease_expires_at is null then lease_remaining_ms is distinct from 0 else lease_expires_at > clock_timestamp() end
+        where workspace_id = ${workspaceId} and id = ${runId} and worker_id = ${workerId} and ${sql.unsafe(LEASE_HOLDS)}
         returning status, ${utcColumn(sql, 'lease_expires_at')}, cancel_requested_at is not null as cancel_requested`
       if (beaten) return { leaseExpiresAt: beaten.lease_expires_at, cancelRequested: beaten.cancel_requested, status: beaten.status }
       const [row] = await sql<{ status: RunStatus; attempt: number; worker_id: string | null }[]>`

@@ -6,9 +6,9 @@ import { createState, encodeState, fold, PROJECTION_SCHEMA_VERSION } from '../..
 import { createCheckpoints } from '../../src/runs/checkpoints.js'
 import { saveSnapshot } from '../../src/runs/snapshots.js'
 import { createRunStates } from '../../src/runs/state.js'
+import { listening } from '../support/bundles.js'
 import { serverUrl, silent, testDatabase } from '../support/database.js'
 import { item, logInstance, output, request, storedLog, upTo } from '../support/log.js'
-import { served } from '../support/served.js'
 
 const EVERY = 10
 
@@ -118,18 +118,18 @@ for (const kind of ['embedded', 'server'] as const) {
 
 test('a service that is stopped saves the states that it has in memory', async (t) => {
   const database = await testDatabase(t)
-  const { client, close } = await served(t, database)
+  const { client, app } = await listening(t, database)
   for (const id of ['one', 'two']) {
     await client.createRun({ id })
     await client.append(id, [{ type: 'run.started' }, { type: 'step.output', stepId: 's', data: { text: id } }])
   }
   const states = await Promise.all(['one', 'two'].map((id) => client.state(id)))
-  await close()
+  await app.close()
   const saved = await database.sql`select id, version, last_seq from runs join run_projections on run_key = key order by id`
   t.same(
     saved.map(({ id, version, last_seq }) => [id, Number(version), Number(last_seq)]),
     states.map(({ runId, version }) => [runId, version, version]),
   )
-  const again = await served(t, database)
+  const again = await listening(t, database)
   t.same(await Promise.all(['one', 'two'].map((id) => again.client.state(id))), states)
 })

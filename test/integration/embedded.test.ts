@@ -14,8 +14,8 @@ import { startEmbedded } from '../../src/db/embedded.js'
 import { usableBinaries } from '../../src/db/embedded-binaries.js'
 import { isAlive, prepareCluster } from '../../src/db/embedded-cluster.js'
 import { migrate } from '../../src/db/migrate.js'
+import { listening } from '../support/bundles.js'
 import { silent } from '../support/database.js'
-import { served } from '../support/served.js'
 
 const isRoot = process.getuid?.() === 0
 const notRoot = isRoot ? false : 'needs root'
@@ -388,7 +388,7 @@ test('says what to do about a full disk, and goes on when there is room', { skip
   mount('remount,size=110m')
   const database = await open(t, dataDir)
   await migrate(database)
-  const { client, close } = await served(t, database)
+  const { client, app } = await listening(t, database)
   await client.createRun({ id: 'full' })
   const post = (id: string) => client.append('full', { id, type: 'custom.emitted', data: { name: id, value: 'x'.repeat(100_000) } })
   const acknowledged = ['first']
@@ -416,7 +416,7 @@ test('says what to do about a full disk, and goes on when there is room', { skip
     'what was acknowledged is there, once',
   )
   t.equal(names.at(-1), 'last')
-  await close()
+  await app.close()
   await database.close()
 })
 

@@ -9,11 +9,7 @@ import type { Database } from '../../src/db/client.js'
 import { silent, type Teardown } from './database.js'
 import { type Client, createClient } from './http.js'
 
-export async function served(
-  t: Teardown,
-  database: Database,
-  env: Record<string, string> = {},
-): Promise<{ client: Client; port: number; close(): Promise<void> }> {
+export async function served(t: Teardown, database: Database, env: Record<string, string> = {}): Promise<{ client: Client; port: number }> {
   const dataDir = mkdtempSync(join(tmpdir(), 'served-'))
   const config = loadConfig({ DATA_DIR: dataDir, ...env }, { envFile: '/nonexistent' })
   const app = await buildApp({ config, database, logger: silent })
@@ -23,5 +19,5 @@ export async function served(
   })
   await app.listen({ port: 0, host: '127.0.0.1' })
   const { port } = app.server.address() as AddressInfo
-  return { client: createClient(`http://127.0.0.1:${port}`), port, close: () => app.close() }
+  return { client: createClient(`http://127.0.0.1:${port}`), port }
 }
