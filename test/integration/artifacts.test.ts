@@ -26,7 +26,7 @@ async function service(t: Teardown, env: Record<string, string> = {}) {
   const create = (id: string) => fetch(`${url}/runs`, { method: 'POST', body: JSON.stringify({ id }), headers: { 'content-type': 'application/json' } })
   const post = async (path: string, body: string | Buffer, headers: Record<string, string> = {}) => {
     const answer = await fetch(`${url}${path}`, { method: 'POST', body: new Uint8Array(Buffer.from(body)), headers })
-    return { status: answer.status, body: (await answer.json()) as Record<string, unknown> }
+    return { status: answer.status, location: answer.headers.get('location'), body: (await answer.json()) as Record<string, unknown> }
   }
   const json = (path: string, body: unknown) => post(path, JSON.stringify(body), { 'content-type': 'application/json' })
   const get = async (path: string) => {
@@ -84,6 +84,7 @@ t.test('artifacts', async (t) => {
       status: 201,
       body: { uri: 's3://elsewhere/a', bytes: 5 },
     })
+    t.equal((await json('/runs/made/artifacts', { uri: 'https://x/\u202eé 100%25\ud800' })).location, 'https://x/%E2%80%AE%C3%A9%20100%25%EF%BF%BD')
     for (const bad of [{}, { text: 'a', uri: 'b' }, { text: 'a', bytes: 1 }, { base64: '*' }, { text: 'a', other: 1 }, [], 'text', { text: 5 }]) {
       t.match(await json('/runs/made/artifacts', bad), { status: 400, body: { code: 'VALIDATION_ERROR' } }, JSON.stringify(bad))
     }

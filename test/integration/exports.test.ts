@@ -166,6 +166,8 @@ t.test('exports', async (t) => {
       { other: 1 },
       { filter: { other: 1 } },
       { filter: { createdAfter: 'x' } },
+      { filter: { kind: 'a\0' } },
+      { filter: { tags: ['\ud800'] } },
     ]) {
       t.match(await post('/exports', bad), { status: 400, body: { code: 'VALIDATION_ERROR' } }, JSON.stringify(bad))
     }

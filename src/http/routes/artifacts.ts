@@ -98,7 +98,7 @@ export const artifactsRoutes: FastifyPluginAsyncTypebox<ArtifactsRoutesDeps> = a
       const { seq, created } = await append(request, runKey, event)
       return reply
         .code(created ? 201 : 200)
-        .header('location', uri ?? `/runs/${encodeURIComponent(params.id)}/artifacts`)
+        .header('location', asciiOf(uri ?? `/runs/${encodeURIComponent(params.id)}/artifacts`))
         .send({ runId: params.id, artifactId: id, ...data, seq })
     },
   )
@@ -287,6 +287,8 @@ function knownMediaType(contentType: string | undefined): string {
   return contentType !== undefined && contentType.length <= 255 && /^[\w!#$&^.+'-]+\/[\w!#$&^.+'-]+ *(?:;[ -~]*)?$/.test(contentType) ? contentType : BINARY
 }
 
+/** An IRI as a URI, which a header can hold: RFC 3987, section 3.1, step 2. */
+const asciiOf = (iri: string) => iri.replace(/[^!-~]+/g, (text) => encodeURIComponent(text.toWellFormed()))
 /** As `uriOf` makes it. */
 const STORED_URI = /^\/runs\/[^/]+\/artifacts\/[0-9a-f]{64}$/
 const uriOf = (runId: string, sha256: string) => `/runs/${encodeURIComponent(runId)}/artifacts/${sha256}`

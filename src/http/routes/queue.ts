@@ -3,7 +3,7 @@
 import type { FastifyPluginAsyncTypebox } from '@fastify/type-provider-typebox'
 import { Type } from '@sinclair/typebox'
 import type { Sql } from '../../db/client.js'
-import { pattern } from '../../domain/pattern.js'
+import { STORABLE_PATTERN } from '../../domain/pattern.js'
 import { RUN_STATUSES } from '../../domain/run.js'
 import { RunplaneError } from '../../errors.js'
 import type { RunKeys } from '../../log/run-keys.js'
@@ -24,8 +24,7 @@ export interface QueueRoutesDeps {
 }
 
 const closed = { additionalProperties: false } as const
-/** What the database can hold: no NUL, no half of a surrogate pair. */
-const queue = Type.String({ minLength: 1, maxLength: 256, pattern: pattern('^[^\\u0000\\ud800-\\udfff]*$', 'text without a NUL or half of a surrogate pair') })
+const queue = Type.String({ minLength: 1, maxLength: 256, pattern: STORABLE_PATTERN })
 const workerId = nameOfWorker('printable ASCII, unlike any other worker of the workspace, such as host and process')
 const leaseMs = Type.Optional(Type.Integer({ minimum: 1000, maximum: 86_400_000, description: 'how long the run is held unless a heartbeat comes' }))
 

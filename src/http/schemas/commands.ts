@@ -2,11 +2,10 @@
 
 import { type Static, Type } from '@sinclair/typebox'
 import { NEW_RUN_ID_PATTERN, RUN_ID_PATTERN } from '../../domain/ids.js'
-import { NO_NUL_PATTERN } from '../../domain/pattern.js'
-import { RUN_STATUSES } from '../../domain/run.js'
 import { CreateRun } from '../../domain/run-request.js'
 import { ERROR_CATALOGUE, type ErrorCode } from '../../errors.js'
 import { MAX_BATCH_RUNS } from '../../runs/batch.js'
+import { filterFields } from './run.js'
 
 const closed = { additionalProperties: false } as const
 const because = {
@@ -31,23 +30,11 @@ export const Retry = Type.Object(
 
 export const CloneRun = Type.Object({ ...CreateRun.properties }, { ...closed, $id: 'CloneRun', description: 'What of the clone is not the original’s' })
 
-/** The database holds no NUL. */
-const part = (maxLength: number) => Type.Optional(Type.String({ minLength: 1, maxLength, pattern: NO_NUL_PATTERN }))
-
-export const filter = Type.Object(
-  {
-    status: Type.Optional(Type.Array(Type.Union(RUN_STATUSES.map((status) => Type.Literal(status))), { minItems: 1, maxItems: RUN_STATUSES.length })),
-    kind: part(256),
-    queue: part(256),
-    tags: Type.Optional(Type.Array(Type.String({ minLength: 1, maxLength: 128, pattern: NO_NUL_PATTERN }), { minItems: 1, maxItems: 100 })),
-    createdAfter: Type.Optional(Type.String({ format: 'date-time' })),
-    createdBefore: Type.Optional(Type.String({ format: 'date-time' })),
-    search: part(256),
-    parentRunId: part(128),
-    includeArchived: Type.Optional(Type.Boolean()),
-  },
-  { ...closed, minProperties: 1, description: 'as GET /runs filters, at least one beside includeArchived; without status those that the command works on' },
-)
+const filter = Type.Object(filterFields(1), {
+  ...closed,
+  minProperties: 1,
+  description: 'as GET /runs filters, at least one beside includeArchived; without status those that the command works on',
+})
 
 const selection = {
   runIds: Type.Optional(Type.Array(runId, { minItems: 1, maxItems: MAX_BATCH_RUNS })),

@@ -1,8 +1,7 @@
 /** Exports of many runs on the wire. */
 import { type Static, Type } from '@sinclair/typebox'
 import { RUN_ID_PATTERN } from '../../domain/ids.js'
-import { RUN_STATUSES } from '../../domain/run.js'
-import { Tags } from '../../domain/run-request.js'
+import { filterFields } from './run.js'
 
 const closed = { additionalProperties: false } as const
 const flag = (description: string) => Type.Optional(Type.Boolean({ description }))
@@ -18,20 +17,7 @@ const how = {
   includeRaw: flag('raw events; false unless said otherwise'),
   includeArtifacts: flag('contents of artifacts; true unless said otherwise'),
 }
-const filter = Type.Object(
-  {
-    status: Type.Optional(Type.Array(Type.Union(RUN_STATUSES.map((status) => Type.Literal(status))), { minItems: 1, maxItems: RUN_STATUSES.length })),
-    kind: Type.Optional(Type.String({ maxLength: 256 })),
-    queue: Type.Optional(Type.String({ maxLength: 256 })),
-    tags: Type.Optional(Tags),
-    createdAfter: Type.Optional(Type.String({ format: 'date-time' })),
-    createdBefore: Type.Optional(Type.String({ format: 'date-time' })),
-    search: Type.Optional(Type.String({ maxLength: 256 })),
-    parentRunId: Type.Optional(Type.String({ maxLength: 128 })),
-    includeArchived: Type.Optional(Type.Boolean()),
-  },
-  { ...closed, description: 'as GET /runs filters' },
-)
+const filter = Type.Object(filterFields(0), { ...closed, description: 'as GET /runs filters' })
 const runIds = Type.Optional(Type.Array(Type.String({ pattern: RUN_ID_PATTERN }), { minItems: 1, maxItems: 10_000 }))
 
 export const ExportCommand = Type.Object(
