@@ -103,7 +103,7 @@ t.test('artifacts', async (t) => {
       },
     )
     const { data } = await list('made')
-    t.equal(data.length, 9)
+    t.equal(data.length, 10)
     t.match(data[0], { name: 'notes.txt', stored: true, bytes: 12, mediaType: 'text/plain' })
     t.match(data.at(-1), { artifactId: 'told', stored: false, uri: 'https://x/y.png' })
   })
