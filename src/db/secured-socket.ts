@@ -9,6 +9,7 @@
 import { isIP, type Socket } from 'node:net'
 import { Duplex } from 'node:stream'
 import { type ConnectionOptions, connect } from 'node:tls'
+import { createMessageReads } from './message-reads.js'
 
 /** What `sslmode` (or `ssl`) and `sslnegotiation` of the URL say, as the driver understands them. */
 export interface TlsMode {
@@ -25,12 +26,13 @@ export class SecuredSocket extends Duplex {
   #inner: Socket | undefined
   #waiting: (() => void) | undefined
 
-  /** @param raw is on its way to be connected, and belongs to this socket from now on. */
+  /** @param raw is on its way to be connected, and belongs to this socket from now on. @param isOnly see steadySockets */
   constructor(
     raw: Socket,
     readonly host: string,
     readonly port: number,
     { mode, direct }: TlsMode,
+    readonly isOnly: boolean,
   ) {
     super({ allowHalfOpen: false })
     this.#raw = raw
@@ -63,7 +65,9 @@ export class SecuredSocket extends Duplex {
 
   #open(inner: Socket): void {
     this.#inner = inner
-    inner.on('data', (bytes: Buffer) => this.push(bytes) || inner.pause())
+    const take = (bytes: Buffer) => this.push(Buffer.from(bytes)) || inner.pause()
+    const reads = createMessageReads(take, this.isOnly ? (error) => this.destroy(error) : undefined)
+    inner.on('data', (bytes: Buffer) => reads.read(bytes))
     inner.on('end', () => this.destroy())
     this.#waiting?.()
   }

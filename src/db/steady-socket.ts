@@ -13,9 +13,9 @@ import { createMessageReads } from './message-reads.js'
 import { SecuredSocket, type TlsMode } from './secured-socket.js'
 
 class SteadySocket extends Socket {
-  /** `data` comes as whole messages, in memory that is used again: see message-reads.ts. */
-  constructor() {
-    const reads = createMessageReads((bytes) => this.emit('data', bytes))
+  /** `data` comes as whole messages, in memory that is used again: see message-reads.ts. @param isOnly see steadySockets */
+  constructor(isOnly: boolean) {
+    const reads = createMessageReads((bytes) => this.emit('data', bytes), isOnly ? (error) => this.destroy(error) : undefined)
     const callback = (bytes: number) => {
       reads.arrived(bytes)
       return true
@@ -80,6 +80,7 @@ interface Target {
 
 /**
  * For the driver's option `socket`. Of several hosts the next one is tried each time; writes wait in the socket until it is connected.
+ * An error that ends the session is the socket's, unless there are several hosts: after such an error the driver tries the next, for ever where all refuse.
  * @param tls undefined: without. The driver's own option `ssl` has to be false.
  */
 export function steadySockets(tls?: TlsMode): (target: Target) => Duplex {
@@ -89,10 +90,11 @@ export function steadySockets(tls?: TlsMode): (target: Target) => Duplex {
     const turn = attempts++ % Math.max(1, hosts.length)
     const host = hosts[turn] ?? 'localhost'
     const port = ports[turn] ?? 5432
-    const socket = tls ? new Socket() : closingInOrder(new SteadySocket())
+    const isOnly = hosts.length <= 1
+    const socket = tls ? new Socket() : closingInOrder(new SteadySocket(isOnly))
     socket.setNoDelay(true)
     if (socketPath) socket.connect(socketPath)
     else socket.connect(port, host)
-    return tls ? closingInOrder(new SecuredSocket(socket, host, port, tls)) : socket
+    return tls ? closingInOrder(new SecuredSocket(socket, host, port, tls, isOnly)) : socket
   }
 }

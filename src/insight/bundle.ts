@@ -58,6 +58,8 @@ export const Profile = Type.Union([Type.Literal('full'), Type.Literal('no-conten
 export type Profile = Static<typeof Profile>
 
 const count = Type.Integer({ minimum: 0 })
+/** Who fetches the content has its media type as a header. */
+const HEADER_TEXT_PATTERN = '^[!-~][ -~]{0,1023}$'
 const sha256 = Type.String({ pattern: SHA256_PATTERN })
 const Range = Type.Object({ fromSeq: count, toSeq: count, headSeq: count, count })
 const Chain = Type.Object({ hash: sha256, every: Type.Integer({ minimum: 1 }) })
@@ -84,7 +86,7 @@ export const Manifest = Type.Object({
   ranges: Type.Object({ canonical: Type.Optional(Range), raw: Type.Optional(Range) }),
   files: Type.Array(Type.Object({ path: Type.String(), bytes: count, sha256 })),
   chains: Type.Object({ algorithm: Type.Literal('sha256'), canonical: Type.Optional(Chain), raw: Type.Optional(Chain) }),
-  artifacts: Type.Array(Type.Object({ sha256, bytes: count, mediaType: Type.String() })),
+  artifacts: Type.Array(Type.Object({ sha256, bytes: count, mediaType: Type.String({ pattern: HEADER_TEXT_PATTERN }) })),
   omissions: Type.Array(
     Type.Object({ what: Type.String(), reason: Type.String(), fromSeq: Type.Optional(Type.Integer()), toSeq: Type.Optional(Type.Integer()) }),
   ),

@@ -14,7 +14,7 @@ import type { Database } from '../../src/db/client.js'
 import type { CanonicalEvent } from '../../src/domain/canonical-event.js'
 import { openBundle } from '../../src/insight/bundle-reader.js'
 import { createState, encodeState, fold } from '../../src/projections/fold.js'
-import { exportOf, importInto, listening, scanned, temporaryFolder, unzipped } from '../support/bundles.js'
+import { exportOf, importInto, listening, resealed, scanned, temporaryFolder, unzipped } from '../support/bundles.js'
 import { serverUrl, testDatabase } from '../support/database.js'
 import { eventually, type RunRecord } from '../support/http.js'
 
@@ -470,6 +470,13 @@ for (const [name, open] of databases) {
       const second = lines.findIndex((line, index) => index > 0 && line.startsWith('{"kind":"artifact"') && lines[index - 1]?.startsWith(line.slice(0, 120)))
       lines[second] = lines[second]?.replace('"text/plain"', '"text/plaim"') ?? ''
       t.match(await scanned(folder, Buffer.from(lines.join('\n'))), /do not agree/)
+      // No header holds such a media type, and no column the second.
+      for (const text of ['text/pl\u00e4in', 'text/plain\\u0000', 'a\\r\\nb: c', '']) {
+        const odd = resealed(await exportOf(url, 'original', everything('ndjson')), (lines) =>
+          lines.map((line) => (/^.{9}(artifact|manifest)"/.test(line) ? line.replace('"text/plain"', `"${text}"`) : line)),
+        )
+        t.match(await importInto(url, odd, `?as=odd-${name}`), { status: 400, body: { detail: /manifest\.json: .*mediaType/ } }, text)
+      }
       t.same(await database.sql`select count(*) as runs from runs`, before)
     })
     await t.test('of a bundle that was cut anywhere is refused', async (t) => {

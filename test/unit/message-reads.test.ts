@@ -56,10 +56,14 @@ t.test('messages come through whole and in order, however they were cut', async 
       const wire = Buffer.concat(sent)
       const driver = createDriver()
       const handed: number[] = []
-      const reads = createMessageReads((bytes) => {
-        handed.push(bytes.length)
-        driver.data(bytes)
-      }, SIZE)
+      const reads = createMessageReads(
+        (bytes) => {
+          handed.push(bytes.length)
+          driver.data(bytes)
+        },
+        undefined,
+        SIZE,
+      )
       for (let at = 0, turn = 0; at < wire.length; turn++) {
         const room = reads.room()
         if (room.length === 0) throw new Error('there is no room for more')
@@ -77,7 +81,7 @@ t.test('messages come through whole and in order, however they were cut', async 
 
 t.test('what fits is handed on as whole messages', async (t) => {
   const handed: string[] = []
-  const reads = createMessageReads((bytes) => handed.push(bytes.toString('latin1')), SIZE)
+  const reads = createMessageReads((bytes) => handed.push(bytes.toString('latin1')), undefined, SIZE)
   const [one, two] = [message('D', 'one'), message('D', 'two')]
   const wire = Buffer.concat([one, two])
   for (const [start, end] of [
@@ -89,4 +93,22 @@ t.test('what fits is handed on as whole messages', async (t) => {
     reads.arrived(end - start)
   }
   t.same(handed, [one.toString('latin1'), two.toString('latin1')])
+})
+
+t.test('an error that ends the session is told as one, and other errors are handed on', async (t) => {
+  const said = (severity: string) => message('E', `S${severity}\0V${severity}\0C57P01\0Mgone\0\0`)
+  for (const severity of ['FATAL', 'PANIC']) {
+    const handed: string[] = []
+    const lost: unknown[] = []
+    const reads = createMessageReads(
+      (bytes) => handed.push(bytes.toString('latin1')),
+      (error) => lost.push(error),
+      SIZE,
+    )
+    const before = [message('D', 'VFATAL\0C57P01'), said('ERROR'), message('Z', 'I')]
+    reads.read(Buffer.concat([...before, said(severity)]))
+    t.equal(handed.join(''), Buffer.concat(before).toString('latin1'))
+    t.match(lost, [{ name: 'PostgresError', message: 'gone', code: '57P01', severity }])
+    t.equal(lost.length, 1)
+  }
 })
