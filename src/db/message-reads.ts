@@ -8,7 +8,7 @@
  * A message is a byte of its type and the length of the rest, in four bytes that count themselves (PostgreSQL 18, section 54.1.1).
  *
  * An error with which the server ends the session is not handed on: postgres 3.4.9 keeps one that comes while it waits for an answer until the connection is ready
- * again, which is the next connection, whose first query then fails with it (https://github.com/porsager/postgres/issues/1223).
+ * again, which is the next connection, whose first query then fails with it (ADR 0017).
  */
 
 const READ_BYTES = 65_536
