@@ -15,6 +15,4 @@ export function mustBe(regex: string): string | undefined {
 }
 
 export const SHA256_PATTERN = pattern('^[0-9a-f]{64}$', '64 lower-case hexadecimal digits')
-/** What the database can hold: no NUL, no half of a surrogate pair. */
-export const STORABLE_PATTERN = pattern('^[^\\u0000\\ud800-\\udfff]*$', 'text without a NUL or half of a surrogate pair')
 export const NO_CONTROLS_PATTERN = pattern('^[^\\u0000-\\u001f\\u007f]*$', 'text without control characters')

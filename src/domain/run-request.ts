@@ -3,6 +3,7 @@ import { type Static, Type } from '@sinclair/typebox'
 import { RunplaneError } from '../errors.js'
 import { NEW_RUN_ID_PATTERN, RUN_ID_PATTERN } from './ids.js'
 import { pattern } from './pattern.js'
+import { storable } from './storable.js'
 
 const name = Type.String({ minLength: 1, maxLength: 256 })
 const json = Type.Record(Type.String(), Type.Unknown())
@@ -177,8 +178,7 @@ const MAX_GROUP = 256
 
 /** By what the overview groups and filters runs: members of the metadata that macp-control-plane names so. */
 export function groupingOf(metadata: unknown): { scenario: string | null; environment: string | null } {
-  // A column takes no NUL and no lone surrogate.
-  const name = (value: unknown) => (typeof value === 'string' && value !== '' ? value.slice(0, MAX_GROUP).replaceAll('\0', '\uFFFD').toWellFormed() : null)
+  const name = (value: unknown) => (typeof value === 'string' && value !== '' ? storable(value.slice(0, MAX_GROUP)) : null)
   const { sourceRef, scenarioRef, environment }: Readonly<Record<string, unknown>> = typeof metadata === 'object' && metadata !== null ? { ...metadata } : {}
   return { scenario: name(sourceRef) ?? name(scenarioRef), environment: name(environment) }
 }

@@ -3,6 +3,7 @@
  * harmless: what neither Postgres nor a JSON text of ours can hold is replaced, so that the value survives being stored.
  */
 import { isUtf8 } from 'node:buffer'
+import { storable } from '../domain/storable.js'
 import type { ErrorCode } from '../errors.js'
 import { endOfValue, JsonFault, type ScanMarks, skipSpace } from './json-scan.js'
 
@@ -38,20 +39,16 @@ function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value)
 }
 
-function harmlessText(text: string): string {
-  return text.replaceAll('\0', '\uFFFD').toWellFormed()
-}
-
 /**
  * The value without what cannot be stored: NUL and lone surrogates in strings and names become U+FFFD, and a number that
  * overflows a double becomes null, which is what JSON would make of it. Names such as `__proto__` stay plain own properties.
  */
 export function harmless(value: unknown): unknown {
-  if (typeof value === 'string') return harmlessText(value)
+  if (typeof value === 'string') return storable(value)
   if (typeof value === 'number') return Number.isFinite(value) ? value : null
   if (Array.isArray(value)) return value.map(harmless)
   if (!isObject(value)) return value
-  return Object.fromEntries(Object.entries(value).map(([name, member]) => [harmlessText(name), harmless(member)]))
+  return Object.fromEntries(Object.entries(value).map(([name, member]) => [storable(name), harmless(member)]))
 }
 
 /** @throws SyntaxError when the text is not JSON. */

@@ -3,6 +3,7 @@
  * Redirects are not followed: what is signed for one address is not for another.
  */
 import { request } from 'undici'
+import { storable } from '../domain/storable.js'
 import type { Mask } from '../ingest/mask.js'
 import type { Outbound } from '../ops/outbound.js'
 import { VERSION } from '../ops/version.js'
@@ -106,6 +107,3 @@ function messageOf(error: unknown): string {
   const message = told instanceof Error ? told.message : String(told)
   return storable(`${message}${message.includes(code.slice(2, -1)) ? '' : code}`.slice(0, MAX_ERROR_CHARACTERS))
 }
-
-/** PostgreSQL's text holds no NUL. */
-const storable = (text: string) => text.replaceAll('\0', '\ufffd').toWellFormed()

@@ -5,6 +5,7 @@ import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { Audit } from '../../access/audit.js'
 import type { Sql } from '../../db/client.js'
 import { type CommandName, type Because as Reasons, WORKS_FROM } from '../../domain/command.js'
+import { storable } from '../../domain/storable.js'
 import { RunplaneError } from '../../errors.js'
 import { type BatchAnswer as Answer, type BatchRequest, runBatch } from '../../runs/batch.js'
 import type { Commands } from '../../runs/commands.js'
@@ -32,7 +33,10 @@ export const commandsRoutes: FastifyPluginAsyncTypebox<CommandsRoutesDeps> = asy
     request.body ??= {}
   })
 
-  const because = (body: Reasons, request: FastifyRequest): Reasons => ({ reason: storable(body.reason), by: storable(body.by) ?? request.access.keyName })
+  const because = ({ reason, by }: Reasons, request: FastifyRequest): Reasons => ({
+    reason: reason && storable(reason),
+    by: by === undefined ? request.access.keyName : storable(by),
+  })
   const told = (request: FastifyRequest, runId: string) => getRun(sql, request.access.workspaceId, runId)
 
   async function made(request: FastifyRequest, reply: FastifyReply, { runId, created }: { runId: string; created: boolean }) {
@@ -216,6 +220,3 @@ export const commandsRoutes: FastifyPluginAsyncTypebox<CommandsRoutesDeps> = asy
   app.post('/runs/batch/archive', batchOf('archive', 'Archive many runs', Batch), async (request) => batch(request, request.body, 'archive'))
   app.post('/runs/batch/delete', batchOf('delete', 'Delete many runs for good', Batch), async (request) => batch(request, request.body, 'delete'))
 }
-
-/** NUL and lone surrogates are nothing that the database holds. */
-const storable = (text: string | undefined) => text?.replaceAll('\0', '\ufffd').toWellFormed()

@@ -1,8 +1,8 @@
 /** Parameters and queries of the routes about runs. */
 import { Type } from '@sinclair/typebox'
 import { RUN_ID_PATTERN } from '../../domain/ids.js'
-import { STORABLE_PATTERN } from '../../domain/pattern.js'
 import { RUN_STATUSES } from '../../domain/run.js'
+import { STORABLE_PATTERN } from '../../domain/storable.js'
 
 export const IdempotencyKey = Type.Optional(Type.String({ minLength: 1, maxLength: 255 }))
 export const KeyHeader = Type.Object({ 'idempotency-key': IdempotencyKey })
